@@ -1,0 +1,1 @@
+"""Results, one small file each: `python -m experiments.vae_mnist`."""

@@ -1,0 +1,272 @@
+"""How fast the product is, against the least that could be done: python -m experiments.benchmark vae
+
+Each comparison takes turns within one process, since machines drift; the ratio of each turn is what counts.
+
+  vae      training through the real loop (log, checkpoints, next batches) against a bare lax.scan
+  conv     a convolutional VAE with this project's convolutions against the same with those of lax
+  nll      importance-sampled test likelihood against a bare loop over chunks
+  compile  start of a process with an empty compilation cache against one with a full cache
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from jaxgen import log, parallel
+from jaxgen.checkpoint import Checkpoints
+from jaxgen.data import load_images
+from jaxgen.data.decode import to_unit
+from jaxgen.data.source import batch_indices, gather
+from jaxgen.distributions import bernoulli
+from jaxgen.evaluate import importance_weighted_nll
+from jaxgen.models.vae import vae
+from jaxgen.networks import conv, convolution
+from jaxgen.networks.mlp import MLP
+from jaxgen.step import init_state, make_step, scan_steps
+from jaxgen.train import Hook, train
+
+CHUNK = 50
+
+
+def mlp_vae(hidden: tuple[int, ...], latents: int, activation: Callable = nn.relu):
+    shape = (28, 28, 1)
+    return vae(
+        encoders=[MLP(hidden, (2 * latents,), event=3, activation=activation)],
+        decoders=[MLP(hidden, shape, activation=activation)],
+        latents=[latents],
+        likelihood=bernoulli(),
+        observe=to_unit,
+        optimizer=optax.adam(1e-3),
+    )
+
+
+def bare_dense(params, x):
+    return x @ params["kernel"] + params["bias"]
+
+
+def benchmark_vae(turns: int = 7, steps: int = 1000, batch_size: int = 128) -> dict:
+    """784-400-20-400-784, Adam, float32, intensities as targets as in pytorch/examples."""
+    arrays = load_images("mnist_5k").train
+    count = len(arrays["image"])
+    mesh = parallel.make_mesh()
+    model = mlp_vae((400,), 20)
+    state = parallel.compile_init(lambda key, batch: init_state(model, key, batch), mesh)(jax.random.key(0), arrays)
+
+    # Bare: everything on the device, nothing but the equations.
+    optimizer = optax.adam(1e-3)
+    images = jnp.asarray(arrays["image"].reshape(count, -1), jnp.float32) / 255
+    params = jax.tree.map(jnp.copy, state.params["vae"])
+
+    def loss(params, x, key):
+        h = nn.relu(bare_dense(params["encoder_1"]["Dense_0"], x))
+        mu, logvar = jnp.split(bare_dense(params["encoder_1"]["Dense_1"], h), 2, -1)
+        z = mu + jnp.exp(logvar / 2) * jax.random.normal(key, mu.shape)
+        logits = bare_dense(params["decoder_1"]["Dense_1"], nn.relu(bare_dense(params["decoder_1"]["Dense_0"], z)))
+        cross_entropy = jnp.maximum(logits, 0) - x * logits + jnp.log1p(jnp.exp(-jnp.abs(logits)))
+        kl = 0.5 * (jnp.exp(logvar) + mu**2 - 1 - logvar)
+        return (cross_entropy.sum(-1) + kl.sum(-1)).mean()
+
+    def step(carry, indices):
+        params, opt_state, key = carry
+        key, noise = jax.random.split(key)
+        value, grads = jax.value_and_grad(loss)(params, images[indices], noise)
+        updates, opt_state = optimizer.update(grads, opt_state)
+        return (optax.apply_updates(params, updates), opt_state, key), value
+
+    bare_steps = jax.jit(lambda carry, indices: jax.lax.scan(step, carry, indices), donate_argnums=0)
+    carry = params, optimizer.init(params), jax.random.key(1)
+
+    def bare() -> None:
+        nonlocal carry
+        indices = jnp.asarray(np.random.default_rng(0).integers(0, count, (steps // CHUNK, CHUNK, batch_size)))
+        for chunk in indices:
+            carry, value = bare_steps(carry, chunk)
+        value.block_until_ready()
+
+    compiled = parallel.compile_steps(make_step(model), mesh)
+
+    def batches(start: int, stop: int):
+        return parallel.put_chunk(
+            gather(arrays, batch_indices(count, batch_size, seed=0, start=start, stop=stop)), mesh
+        )
+
+    with tempfile.TemporaryDirectory() as folder:
+        last = (turns + 1) * steps
+        writer = log.Log(
+            Path(folder), start=0, stop=last, batch_size=batch_size, every=100, protocol="no binarisation", quiet=True
+        )
+        checkpoints = Checkpoints(Path(folder, "checkpoints"))
+
+        def real() -> None:
+            nonlocal state
+            stop = int(state.step) + steps
+            hooks = [Hook(steps, checkpoints.save)]
+            state = train(state, compiled, batches, stop=stop, chunk=CHUNK, hooks=hooks, on_progress=writer.progress)
+
+        rates = take_turns({"real loop": real, "bare scan": bare}, turns, steps * batch_size)
+        checkpoints.close()
+        writer.close()
+    return rates
+
+
+def benchmark_conv(turns: int = 5, steps: int = 20, batch_size: int = 64) -> dict:
+    """Convolutional VAE: two halvings, two doublings, batch 64, in one process and in the better form of each."""
+
+    class Lax(nn.Module):
+        """The same layer, from flax."""
+
+        features: int
+        kernel_size: int
+        stride: int
+        use_bias: bool = True
+
+        @nn.compact
+        def __call__(self, x):
+            window, strides = (self.kernel_size,) * 2, (self.stride,) * 2
+            return self.layer(self.features, window, strides, use_bias=self.use_bias)(x)
+
+    class LaxConv(Lax):
+        layer = nn.Conv
+
+    class LaxConvTranspose(Lax):
+        layer = nn.ConvTranspose
+
+    arrays = load_images("mnist_5k").train
+    chunk = {"image": jnp.asarray(arrays["image"][: steps * batch_size].reshape(steps, batch_size, 28, 28, 1))}
+
+    def make(down: type, up: type):
+        model = vae(
+            encoders=[conv.Encoder(64, conv=down)],
+            decoders=[conv.Decoder((28, 28, 1), conv_transpose=up)],
+            latents=[32],
+            likelihood=bernoulli(),
+            observe=to_unit,
+            optimizer=optax.adam(1e-3),
+        )
+        return make_step(model), init_state(model, jax.random.key(0), {"image": chunk["image"][0]})
+
+    def scanned(step, state):
+        compiled = jax.jit(scan_steps(step))
+        return lambda: jax.block_until_ready(compiled(state, chunk)[1])
+
+    def stepwise(step, state):
+        compiled = jax.jit(step)
+
+        def run():
+            current = state
+            for i in range(steps):
+                current, metrics = compiled(current, {"image": chunk["image"][i]})
+            jax.block_until_ready(metrics)
+
+        return run
+
+    ours, lax = make(convolution.Conv, convolution.ConvTranspose), make(LaxConv, LaxConvTranspose)
+    return take_turns(
+        {"ours": scanned(*ours), "lax, a call per step": stepwise(*lax), "lax, scan": scanned(*lax)},
+        turns,
+        steps * batch_size,
+    )
+
+
+def benchmark_nll(turns: int = 3, images: int = 100, num_samples: int = 5000) -> dict:
+    """784-200-200-50, samples/s of the importance-weighted bound; the bare loop reads binary images, an image a chunk."""
+    model = mlp_vae((200, 200), 50, nn.tanh)
+    arrays = load_images("mnist_5k", binarization="fixed").test
+    params = model.init(jax.random.key(0), arrays)
+    arrays = {name: array[:images] for name, array in arrays.items()}
+    x = jnp.asarray(arrays["image"].reshape(images, -1), jnp.float32) / 255
+
+    @jax.jit
+    def bare_chunk(params, x, key):
+        def net(layers, h):
+            h = jnp.tanh(bare_dense(layers["Dense_1"], jnp.tanh(bare_dense(layers["Dense_0"], h))))
+            return bare_dense(layers["Dense_2"], h)
+
+        mu, logvar = jnp.split(net(params["encoder_1"], x), 2, -1)
+        eps = jax.random.normal(key, (num_samples, 50))
+        z = mu + jnp.exp(logvar / 2) * eps
+        logits = net(params["decoder_1"], z)
+        log_p = (x * logits - jnp.maximum(logits, 0) - jnp.log1p(jnp.exp(-jnp.abs(logits)))).sum(-1)
+        return jax.scipy.special.logsumexp(log_p + 0.5 * (eps**2 + logvar - z**2).sum(-1)) - jnp.log(num_samples)
+
+    def bare():
+        keys = jax.random.split(jax.random.key(0), images)
+        np.asarray([bare_chunk(params["vae"], x[i], keys[i]) for i in range(images)])
+
+    measure = importance_weighted_nll(model.observe, model.log_weights, num_samples=num_samples)
+    return take_turns(
+        {"ours": lambda: measure(params, arrays, jax.random.key(0)), "bare loop": bare}, turns, images * num_samples
+    )
+
+
+def benchmark_compile(turns: int = 3) -> dict:
+    """Seconds from the first call of the compiled steps to their first result, in a fresh process each time."""
+    program = (
+        "import time, jax, numpy as np\n"
+        "from jaxgen import parallel, run\n"
+        "from jaxgen.step import init_state, make_step\n"
+        "from experiments.benchmark import mlp_vae\n"
+        "run.cache_compilations()\n"
+        "model, mesh = mlp_vae((400,), 20), parallel.make_mesh()\n"
+        "batch = {'image': np.zeros((50, 128, 28, 28, 1), np.uint8)}\n"
+        "start = time.perf_counter()\n"
+        "state = parallel.compile_init(lambda k, b: init_state(model, k, b), mesh)(jax.random.key(0), {'image': batch['image'][0]})\n"
+        "steps = parallel.compile_steps(make_step(model), mesh)\n"
+        "steps.lower(state, parallel.put_chunk(batch, mesh)).compile()\n"
+        "print(time.perf_counter() - start)\n"
+    )
+    seconds = {"first start": [], "second start": []}
+    for _ in range(turns):
+        with tempfile.TemporaryDirectory() as folder:
+            for name in seconds:
+                environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": folder}
+                output = subprocess.run(
+                    [sys.executable, "-c", program], env=environment, check=True, capture_output=True, text=True
+                )
+                seconds[name].append(float(output.stdout))
+    return seconds
+
+
+def take_turns(tasks: dict[str, Callable[[], None]], turns: int, work: int) -> dict:
+    """Units of work per second of each task, turn by turn, after one turn to warm up."""
+    rates: dict[str, list[float]] = {name: [] for name in tasks}
+    for turn in range(turns + 1):
+        for name, task in tasks.items():
+            start = time.perf_counter()
+            task()
+            if turn:
+                rates[name].append(work / (time.perf_counter() - start))
+    return rates
+
+
+def main(names: list[str]) -> None:
+    known = {name.removeprefix("benchmark_"): f for name, f in globals().items() if name.startswith("benchmark_")}
+    if not names or set(names) - set(known):
+        sys.exit(__doc__)
+    for name in names:
+        rates = known[name]()
+        print(f"\n{name}: {known[name].__doc__.splitlines()[0]}")
+        (reference, first), *others = rates.items()
+        print(f"  {reference:<22} {np.median(first):12,.2f}")
+        for other, values in others:
+            ratio = np.array(first) / np.array(values)
+            low, middle, high = np.quantile(ratio, [0, 0.5, 1])
+            print(
+                f"  {other:<22} {np.median(values):12,.2f}   {reference} / this: {middle:.2f} ({low:.2f} to {high:.2f})"
+            )
+        print(json.dumps({name: rates}))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

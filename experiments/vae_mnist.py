@@ -1,0 +1,223 @@
+"""A variational autoencoder on images: python -m experiments.vae_mnist --optimizer.learning-rate 3e-4
+
+By default the model of Burda et al. 2015 with one stochastic layer (784-200-200-50) on dynamically binarised MNIST, so
+that its test likelihood can stand beside their Table 1.
+"""
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxgen import config as flags
+from jaxgen.data import Dataset, Spec, load_images
+from jaxgen.data.decode import dynamic_binarize, to_uint8, to_unit
+from jaxgen.distributions import bernoulli, discretized_logistic, normal
+from jaxgen.errors import UserError
+from jaxgen.evaluate import Estimate, estimate, evaluate, importance_weighted_nll
+from jaxgen.models.vae import VAE, vae
+from jaxgen.networks import conv, mlp
+from jaxgen.report import grid
+from jaxgen.run import Experiment, main
+
+
+@dataclass(frozen=True)
+class DataConfig(flags.DataConfig):
+    """Which images."""
+
+    binarization: Literal["dynamic", "fixed", "none"] = "dynamic"
+    """Pixels drawn anew at each step, drawn once, or left as they are."""
+    image_size: int | None = None
+    """Height and width to which images are resized."""
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The autoencoder."""
+
+    network: Literal["mlp", "conv"] = "mlp"
+    """Kind of encoder and decoder."""
+    hidden: tuple[int, ...] = (200,)
+    """Width of the hidden layers of each network, from the data upwards: one number for each stochastic layer."""
+    depth: int = 2
+    """Hidden layers of each network (of mlp)."""
+    latents: tuple[int, ...] = (50,)
+    """Latent dimensions of each stochastic layer, from the data upwards."""
+    likelihood: Literal["bernoulli", "normal", "discretized_logistic"] = "bernoulli"
+    """p(x | z) of each pixel."""
+    conditional: bool = False
+    """Give encoder and decoder the label."""
+    num_samples: int = 1
+    """Importance samples in training: 1 is the evidence lower bound, more is IWAE."""
+    doubly_reparameterized: bool = False
+    """IWAE's encoder gradient as in DReG."""
+    beta: float = 1.0
+    """Weight of the KL."""
+    warmup_steps: int = 0
+    """Steps over which that weight grows from 0."""
+    free_bits: float = 0.0
+    """Nats of KL per latent dimension that cost nothing."""
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """What is measured at the end, and by `python -m jaxgen evaluate`."""
+
+    nll_samples: int = 500
+    """Importance samples per test image for its negative log-likelihood; published tables use 5000."""
+
+
+@dataclass(frozen=True)
+class SampleConfig:
+    """Controls of `python -m jaxgen sample`."""
+
+    label: int | None = None
+    """Class to draw, of a conditional model."""
+    temperature: float = 1.0
+    """Standard deviation of the latents."""
+    draw: bool = False
+    """Draw the pixels too, instead of showing their mean."""
+
+
+@dataclass(frozen=True)
+class Config(flags.Config):
+    """One run."""
+
+    workdir: Path = Path("runs/vae_mnist")
+    """Run folder: everything that the run writes. The same command again goes on where it stopped."""
+    steps: int = 6_000
+    """Training steps."""
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    sample: SampleConfig = field(default_factory=SampleConfig)
+
+
+def load(config: Config) -> Dataset:
+    data = config.data
+    return load_images(
+        data.name,
+        data_dir=data.dir,
+        strict=data.strict,
+        image_size=data.image_size,
+        binarization=data.binarization,
+    )
+
+
+def build(config: Config, spec: Spec) -> Experiment:
+    options = config.model
+    if options.conditional and not spec.classes:
+        raise UserError(f"--model.conditional: {spec.name} has no labels; leave it out, or use labelled data")
+    if config.sample.label is not None and not (
+        options.conditional and config.sample.label in range(len(spec.classes))
+    ):
+        expected = f"0 to {len(spec.classes) - 1}" if options.conditional else "none, since the model has no condition"
+        raise UserError(f"--label {config.sample.label}: expected {expected}")
+    if config.data.binarization == "none" and options.likelihood == "bernoulli":
+        raise UserError(
+            "--data.binarization none leaves grey pixels, and a Bernoulli likelihood is of black and white: "
+            "add --model.likelihood discretized_logistic (or normal), or binarise"
+        )
+    model = vae(
+        **networks(spec.entries["image"][0], options),
+        likelihood=likelihoods()[options.likelihood],
+        observe=dynamic_binarize if config.data.binarization == "dynamic" else to_unit,
+        optimizer=config.optimizer.build(config.steps),
+        num_samples=options.num_samples,
+        doubly_reparameterized=options.doubly_reparameterized,
+        beta=options.beta,
+        warmup_steps=options.warmup_steps,
+        free_bits=options.free_bits,
+        num_classes=len(spec.classes) if options.conditional else 0,
+    )
+    return experiment(model, config)
+
+
+def networks(shape: tuple[int, ...], options: ModelConfig) -> dict:
+    """Encoders and decoders, sized by the shape [H, W, C] of one image."""
+    width = likelihoods()[options.likelihood].width
+    output = (*shape[:-1], shape[-1] * width)
+    if len(options.hidden) != len(options.latents):
+        raise UserError(
+            f"--model.hidden has {len(options.hidden)} numbers and --model.latents {len(options.latents)}: expected one "
+            "of each for every stochastic layer"
+        )
+    if options.network == "conv":
+        if len(options.latents) > 1:
+            raise UserError("--model.network conv has one stochastic layer: give one number of --model.latents")
+        encoders = [conv.Encoder(hidden=options.hidden[0], outputs=2 * options.latents[0])]
+        return {
+            "encoders": encoders,
+            "decoders": [conv.Decoder(hidden=options.hidden[0], shape=output)],
+            "latents": options.latents,
+        }
+    encoders, decoders = [], []
+    for layer, (hidden, latents) in enumerate(zip(options.hidden, options.latents, strict=True)):
+        below = (2 * options.latents[layer - 1],) if layer else output
+        encoders.append(mlp.MLP((hidden,) * options.depth, (2 * latents,), event=1 if layer else len(shape)))
+        decoders.append(mlp.MLP((hidden,) * options.depth, below))
+    return {"encoders": encoders, "decoders": decoders, "latents": options.latents}
+
+
+def likelihoods() -> dict:
+    return {"bernoulli": bernoulli(), "normal": normal(), "discretized_logistic": discretized_logistic()}
+
+
+def experiment(model: VAE, config: Config) -> Experiment:
+    """What there is to see and to measure of a variational autoencoder of images."""
+    options, protocol = config.model, f"{config.data.binarization} binarisation"
+    reconstruct, decode, observe = jax.jit(model.reconstruct), jax.jit(model.decode), jax.jit(model.observe)
+    encode, sample = jax.jit(model.encode), jax.jit(model.sample, static_argnames=("n", "draw"))
+    compiled_evaluate = jax.jit(model.evaluate)
+    nll = importance_weighted_nll(model.observe, model.log_weights, num_samples=config.evaluate.nll_samples)
+
+    def pictures(params, arrays, key):
+        """Samples; held-out images over their reconstructions; paths between pairs of them through the latents."""
+        n = 10
+        first = {name: array[: 4 * n] for name, array in arrays.items()}
+        label = first["label"] if options.conditional else None
+        x = observe(first, key)
+        rebuilt = reconstruct(params, x, key, label)
+        pairs = np.stack([x.reshape(4, n, *x.shape[1:]), rebuilt.reshape(4, n, *x.shape[1:])], axis=1)
+        mu = encode(params, x, label)[0]
+        t = jnp.linspace(0, 1, n)[:, None]
+        paths = jnp.concatenate([(1 - t) * mu[2 * i] + t * mu[2 * i + 1] for i in range(8)])
+        path_label = None if label is None else jnp.repeat(label[:16:2], n)
+        return {
+            "samples": grid(np.asarray(draw(params, key, 100))),
+            "reconstructions": grid(np.asarray(to_uint8(pairs.reshape(-1, *x.shape[1:]))), columns=n),
+            "interpolations": grid(np.asarray(to_uint8(decode(params, paths, path_label))), columns=n),
+        }
+
+    def measure(params, arrays, key, on_progress):
+        count, k = len(arrays["image"]), config.evaluate.nll_samples
+        elbo = evaluate(compiled_evaluate, params, arrays, key)
+        values = nll(params, arrays, key, lambda done: on_progress(done / count))
+        return {
+            f"test NLL, nats ({protocol}, {k} importance samples, {count:,} images)": estimate(values),
+            f"test -ELBO, nats ({protocol})": Estimate(-elbo["elbo"].mean, elbo["elbo"].error),
+            f"test reconstruction, nats ({protocol})": elbo["reconstruction"],
+            "test KL, nats": elbo["kl"],
+        }
+
+    def draw(params, key, n):
+        controls = config.sample
+        condition = None if controls.label is None else jnp.full(n, controls.label)
+        return sample(params, key, n, condition, temperature=controls.temperature, draw=controls.draw)
+
+    return Experiment(model, "Variational autoencoder", protocol, pictures, measure, draw)
+
+
+NAMED = {
+    "burda-1layer-k1": Config(
+        workdir=Path("runs/burda-1layer-k1"),
+        data=DataConfig(strict=True),
+        evaluate=EvaluateConfig(nll_samples=5000),
+    ),
+}
+
+if __name__ == "__main__":
+    main(__file__, Config(), load, build, NAMED)

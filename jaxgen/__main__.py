@@ -1,0 +1,124 @@
+"""python -m jaxgen sample | evaluate | data prepare: what one does with a run folder, and with data."""
+
+import difflib
+import sys
+from dataclasses import dataclass, make_dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from jaxgen.errors import UserError
+
+USAGE = """usage: python -m jaxgen COMMAND ...
+
+  sample RUN     draw samples from a trained model:   python -m jaxgen sample runs/vae_mnist --num 64 --out grid.png
+  evaluate RUN   measure it on its test data:         python -m jaxgen evaluate runs/vae_mnist --nll-samples 5000
+  data prepare NAME --from DIR                        prepare a data set from its raw files, without a network
+
+Each has a --help of its own."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Draw samples."""
+
+    num: int = 64
+    """How many."""
+    out: Path = Path("samples.png")
+    """The picture to write."""
+    seed: int = 0
+    """The same seed gives the same samples."""
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Measure on test data."""
+
+    data_dir: Annotated[Path | None, tyro.conf.arg(name="data.dir")] = None
+    """Where the data lie, if not where they lay in training."""
+
+
+@dataclass(frozen=True)
+class Prepare:
+    """Prepare a data set from its raw files, whose checksums are verified."""
+
+    raw_dir: Annotated[Path, tyro.conf.arg(name="from")]
+    """Folder of the raw files, as their publisher names them."""
+    data_dir: Annotated[Path | None, tyro.conf.arg(name="dir")] = None
+    """Where prepared data sets lie (default: the folder that tensorflow-datasets itself uses)."""
+
+
+def sample(directory: Path, args: list[str]) -> None:
+    import jax
+    import numpy as np
+
+    from jaxgen import log, report, run
+
+    record, module, config = run.load_run(directory)
+    own, controls = _parse(Sample, config.sample, f"sample {directory}", args)
+    if own.num < 1:
+        raise UserError(f"--num {own.num}: expected at least 1")
+    run.cache_compilations()
+    experiment = run.built(module.build, replace(config, sample=controls), record.data)
+    step, params = run.restore_params(config, experiment.model, record.data)
+    images = np.asarray(experiment.draw(params, jax.random.key(own.seed), own.num))
+    try:
+        log.replace(own.out, report.png(report.grid(images)))
+    except OSError as error:
+        raise UserError(f"cannot write {own.out} ({error.strerror}): give another --out") from None
+    print(f"{own.num} samples of {directory} at step {step}: {own.out}")
+
+
+def evaluate(directory: Path, args: list[str]) -> None:
+    from jaxgen import run
+
+    record, module, config = run.load_run(directory)
+    own, options = _parse(Evaluate, config.evaluate, f"evaluate {directory}", args)
+    run.cache_compilations()
+    where = config.data.dir if own.data_dir is None else own.data_dir
+    used = replace(config.data, name=record.data.name, dir=where, strict=True)  # what it was trained on, nothing else
+    config = replace(config, evaluate=options, data=used)
+    experiment = run.built(module.build, config, record.data)
+    step, params = run.restore_params(config, experiment.model, record.data)
+    figures = run.measure(experiment, params, module.load(config).test)
+    print(f"{directory} at step {step}, {record.data.name} test")
+    for name, value in figures.items():
+        print(f"  {name}  {value}")
+
+
+def prepare(name: str, args: list[str]) -> None:
+    from jaxgen.data.prepare import prepare
+
+    own = tyro.cli(Prepare, prog=f"python -m jaxgen data prepare {name}", args=args)
+    print(f"{name} is prepared in {prepare(name, raw_dir=own.raw_dir, data_dir=own.data_dir)}")
+
+
+def _parse(own: type, options: Any, program: str, args: list[str]) -> tuple[Any, Any]:
+    """Flags of the command and those of the family, side by side."""
+    flat = tyro.conf.OmitArgPrefixes
+    both = make_dataclass("Flags", [("own", flat[own], own()), ("options", flat[type(options)], options)], frozen=True)
+    flags = tyro.cli(both, prog=f"python -m jaxgen {program}", description=own.__doc__, args=args)
+    return flags.own, flags.options
+
+
+def main(args: list[str]) -> None:
+    if args[:2] == ["data", "prepare"]:
+        args = ["prepare", *args[2:]]
+    commands = {"sample": sample, "evaluate": evaluate, "prepare": prepare}
+    if not args or args[0] in ("-h", "--help"):
+        return print(USAGE)
+    if args[0] not in commands:
+        close = difflib.get_close_matches(args[0], [*commands, "data"], n=1)
+        raise UserError(f"no command {args[0]!r}{f'; did you mean {close[0]}?' if close else ''}\n{USAGE}")
+    if len(args) < 2 or args[1].startswith("-"):
+        what = "a data set's name" if args[0] == "prepare" else "a run folder"
+        raise UserError(f"{args[0]} needs {what} as its first word\n{USAGE}")
+    commands[args[0]](Path(args[1]) if args[0] != "prepare" else args[1], args[2:])
+
+
+if __name__ == "__main__":
+    from jaxgen.run import errors_in_one_line
+
+    with errors_in_one_line():
+        main(sys.argv[1:])

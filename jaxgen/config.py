@@ -1,0 +1,87 @@
+"""The flags that every experiment has. An experiment derives from `Config`, adds its own and sets the defaults."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import optax
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which data, and where they lie."""
+
+    name: str = "mnist"
+    """A data set by name, or folder:PATH for your own images."""
+    dir: Path | None = None
+    """Folder of prepared tensorflow-datasets (default: the one that tensorflow-datasets itself uses)."""
+    strict: bool = False
+    """Stop where the data set cannot be had, instead of training on one that needs no network."""
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """Adam (Kingma & Ba 2015) and its schedule."""
+
+    learning_rate: float = 1e-3
+    """Step size at its highest."""
+    schedule: Literal["constant", "cosine"] = "cosine"
+    """How the step size goes on: as it is, or along half a cosine down to 0 at the last step."""
+    warmup_steps: int = 0
+    """Steps over which it rises linearly from 0."""
+    b1: float = 0.9
+    """Decay of the first moment."""
+    b2: float = 0.999
+    """Decay of the second moment."""
+    epsilon: float = 1e-8
+    """Added to the root of the second moment."""
+    clip_norm: float | None = None
+    """Largest norm of a gradient; a longer one is scaled down to it."""
+    ema_decay: float | None = None
+    """Decay of a moving average of the parameters, used for evaluation and sampling."""
+
+    def build(self, steps: int) -> optax.GradientTransformation:
+        """The optimiser for a training of that many steps."""
+        rate = optax.constant_schedule(self.learning_rate)
+        if self.schedule == "cosine":
+            rate = optax.cosine_decay_schedule(self.learning_rate, max(1, steps - self.warmup_steps))
+        if self.warmup_steps:
+            rise = optax.linear_schedule(0.0, self.learning_rate, self.warmup_steps)
+            rate = optax.join_schedules([rise, rate], [self.warmup_steps])
+        adam = optax.adam(rate, b1=self.b1, b2=self.b2, eps=self.epsilon)
+        return optax.chain(optax.clip_by_global_norm(self.clip_norm), adam) if self.clip_norm else adam
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """How a run is watched and kept. None of it changes what is trained."""
+
+    log_every: int = 500
+    """Steps between two lines of metrics."""
+    evaluate_every: int = 2_000
+    """Steps between two evaluations on held-out data, with pictures."""
+    checkpoint_every: int = 2_000
+    """Steps between two checkpoints."""
+    keep: int = 2
+    """Checkpoints that stay."""
+    overwrite: bool = False
+    """Start afresh: delete what an earlier run left in the folder."""
+    chunk: int = 50
+    """Most steps in one dispatch to the device."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """What every experiment has."""
+
+    workdir: Path = Path("runs/experiment")
+    """Run folder: everything that the run writes. The same command again goes on where it stopped."""
+    seed: int = 0
+    """Of all that is random: parameters, order of the data, noise."""
+    steps: int = 10_000
+    """Training steps."""
+    batch_size: int = 128
+    """Examples in one step."""
+    data: DataConfig = field(default_factory=DataConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    run: RunConfig = field(default_factory=RunConfig)

@@ -1,0 +1,33 @@
+"""Stored arrays to what a model reads, as pure functions that run inside the compiled step."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from jaxgen.types import Key
+
+Observe = Callable[[jax.Array, Key], jax.Array]  # (stored [B, ...], key) -> float32 [B, ...]
+
+
+def to_unit(image: jax.Array, key: Key | None = None) -> jax.Array:
+    """uint8 [B, H, W, C] -> float32 in [0, 1]."""
+    return image.astype(jnp.float32) / 255
+
+
+def dynamic_binarize(image: jax.Array, key: Key) -> jax.Array:
+    """uint8 [B, H, W, C] -> float32 in {0, 1}, each pixel 1 with probability intensity / 255, drawn anew by every key.
+
+    Salakhutdinov & Murray 2008; Burda et al. 2015. Each random word serves two pixels, since drawing it is the cost:
+    16 bits leave the probability right to 2e-5, and exact for black and for white.
+    """
+    shape, pixels = image.shape, image[0].size
+    words = jax.random.bits(key, (shape[0], (pixels + 1) // 2), jnp.uint32)
+    halves = jax.lax.bitcast_convert_type(words, jnp.uint16).reshape(shape[0], -1)[:, :pixels].reshape(shape)
+    threshold = image.astype(jnp.uint32) * 257 + (image >> 7)  # 0..65536
+    return (halves < threshold).astype(jnp.float32)
+
+
+def to_uint8(image: jax.Array) -> jax.Array:
+    """float in [0, 1] -> uint8, the way back."""
+    return jnp.round(jnp.clip(image, 0, 1) * 255).astype(jnp.uint8)

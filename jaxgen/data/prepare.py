@@ -1,0 +1,322 @@
+"""TFDS data sets from raw files, without TensorFlow: `python -m jaxgen data prepare mnist --from DIR`.
+
+tensorflow-datasets' own builders of these data sets encode images with TensorFlow. A builder with the same name,
+version and features that yields PNG bytes writes the same examples without it, and `tfds.data_source` reads them.
+Its downloader is not used either: offline it retries for minutes, and the files of MNIST and Fashion-MNIST have the
+same names, so in a shared download folder they silently mix.
+"""
+
+import contextlib
+import gzip
+import hashlib
+import io
+import os
+import queue
+import re
+import shutil
+import sys
+import tempfile
+import threading
+import urllib.error
+import urllib.request
+import zlib
+from collections.abc import Iterator
+from http.client import HTTPException
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from jaxgen.errors import UserError
+
+
+class Raw(NamedTuple):
+    """The raw files of a data set; version, file names, addresses and sums are those of tensorflow-datasets 4.9.10."""
+
+    version: str
+    url: str  # address of the folder that holds the files
+    splits: dict[str, tuple[str, ...]]  # split -> its images file and, where there are labels, its labels file
+    sha256: dict[str, str]
+    credit: str
+    label: dict | None = None  # arguments of tfds.features.ClassLabel, None where there are no labels
+
+
+_IDX_SPLITS = {
+    "train": ("train-images-idx3-ubyte.gz", "train-labels-idx1-ubyte.gz"),
+    "test": ("t10k-images-idx3-ubyte.gz", "t10k-labels-idx1-ubyte.gz"),
+}
+
+RAW = {
+    "mnist": Raw(
+        version="3.0.1",
+        url="https://storage.googleapis.com/cvdf-datasets/mnist/",
+        splits=_IDX_SPLITS,
+        sha256={
+            "train-images-idx3-ubyte.gz": "440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609",
+            "train-labels-idx1-ubyte.gz": "3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c",
+            "t10k-images-idx3-ubyte.gz": "8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6",
+            "t10k-labels-idx1-ubyte.gz": "f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6",
+        },
+        credit="MNIST, LeCun, Cortes and Burges, http://yann.lecun.com/exdb/mnist/ (no licence stated)",
+        label={"num_classes": 10},
+    ),
+    "fashion_mnist": Raw(
+        version="3.0.1",
+        url="http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
+        splits=_IDX_SPLITS,
+        sha256={
+            "train-images-idx3-ubyte.gz": "3aede38d61863908ad78613f6a32ed271626dd12800ba2636569512369268a84",
+            "train-labels-idx1-ubyte.gz": "a04f17134ac03560a47e3764e11b92fc97de4d1bfaf8ba1a3aa29af54cc90845",
+            "t10k-images-idx3-ubyte.gz": "346e55b948d973a97e58d2351dde16a484bd415d4595297633bb08f03db6a073",
+            "t10k-labels-idx1-ubyte.gz": "67da17c76eaffca5446c3361aaab5c3cd6d1c2608764d35dfb1850b086bf8dd5",
+        },
+        credit="Fashion-MNIST, Xiao, Rasul and Vollgraf 2017, https://github.com/zalandoresearch/fashion-mnist (MIT)",
+        label={
+            "names": [
+                "T-shirt/top",
+                "Trouser",
+                "Pullover",
+                "Dress",
+                "Coat",
+                "Sandal",
+                "Shirt",
+                "Sneaker",
+                "Bag",
+                "Ankle boot",
+            ]
+        },
+    ),
+    "binarized_mnist": Raw(
+        version="1.0.0",
+        url="http://www.cs.toronto.edu/~larocheh/public/datasets/binarized_mnist/",
+        splits={
+            "train": ("binarized_mnist_train.amat",),
+            "validation": ("binarized_mnist_valid.amat",),
+            "test": ("binarized_mnist_test.amat",),
+        },
+        sha256={
+            "binarized_mnist_train.amat": "ad693b29f94c14277b095f5238ddefbbdaaae0939789dd2f4f0205278cee3e4d",
+            "binarized_mnist_valid.amat": "1de3d397c40fe8eeb33dafd4099a1f665ec01e96d9be234aaeeac8a34930e2e2",
+            "binarized_mnist_test.amat": "e6687bfea3f820c174f33b7865140b2a2dd2930ef786f35d45795fc193b5ab2c",
+        },
+        credit="MNIST binarised once, Larochelle and Murray 2011, http://www.cs.toronto.edu/~larocheh/ "
+        "(no licence stated)",
+    ),
+}
+
+
+def data_folder(data_dir: str | Path | None = None) -> Path:
+    """The folder of prepared data sets: `data_dir`, else TFDS's default, which TFDS_DATA_DIR changes."""
+    return Path(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
+
+
+def prepared(data_dir: str | Path | None = None) -> dict[str, Path]:
+    """Folder of every data set that TFDS has prepared under `data_dir`, by "name:version" or "name/config:version"."""
+    root = data_folder(data_dir)
+    found = {}
+    for info in sorted([*root.glob("*/*/dataset_info.json"), *root.glob("*/*/*/dataset_info.json")]):
+        folder = info.parent
+        # TFDS writes to a folder "incomplete.*" and renames it at the end: what is not named by a version is no whole.
+        if re.fullmatch(r"\d+\.\d+\.\d+", folder.name):
+            found[f"{folder.parent.relative_to(root).as_posix()}:{folder.name}"] = folder
+    return found
+
+
+def find(name: str, data_dir: str | Path | None = None) -> Path | None:
+    """The folder of a prepared data set, None when there is none.
+
+    Args:
+      name: "name", "name/config" or either with ":version"; without a version, the newest.
+      data_dir: see `data_folder`.
+
+    Raises:
+      UserError: `name` has several prepared configurations and says not which.
+    """
+    found = {
+        key: folder
+        for key, folder in prepared(data_dir).items()
+        if name in (key, key.partition(":")[0], key.partition("/")[0])
+    }
+    configs = sorted({key.partition(":")[0] for key in found})
+    if len(configs) > 1:
+        raise UserError(f"data set {name!r} is prepared in several configurations, name one: {', '.join(configs)}")
+    return max(found.values(), key=lambda folder: [int(n) for n in folder.name.split(".")], default=None)
+
+
+def prepare(name: str, *, raw_dir: str | Path, data_dir: str | Path | None = None) -> Path:
+    """Write the TFDS data set `name` (ArrayRecord files) from its raw files, all of which are verified first.
+
+    Args:
+      name: a name of `RAW`.
+      raw_dir: holds the files named there, an `.amat` file perhaps as `.amat.gz`.
+      data_dir: see `data_folder`.
+
+    Returns:
+      The data set's folder, at once when it is prepared already.
+
+    Raises:
+      UserError: unknown name; a raw file is missing, truncated or has another sha256; `data_dir` cannot be written.
+    """
+    if name not in RAW:
+        raise UserError(f"cannot prepare {name!r} from raw files: expected one of {', '.join(RAW)}")
+    if (folder := find(name, data_dir)) is not None:
+        return folder
+    contents = {file: _verified(name, Path(raw_dir).expanduser(), file) for file in RAW[name].sha256}
+    root = data_folder(data_dir)
+    print(f"preparing {name} in {root}", file=sys.stderr, flush=True)
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        _write(name, contents, root)
+    except OSError as error:
+        # Another process may have finished first; its folder is as good as ours.
+        if (folder := find(name, root)) is None:
+            raise UserError(f"cannot write {name} to {root} ({error}): choose another --data.dir") from error
+        return folder
+    return find(name, root)
+
+
+def _verified(name: str, raw_dir: Path, file: str) -> bytes:
+    """The contents of a raw file, once their sha256 is the expected one."""
+    path = raw_dir / file
+    if not path.exists() and (raw_dir / f"{file}.gz").exists():
+        path = raw_dir / f"{file}.gz"
+    try:
+        contents = path.read_bytes()
+        if path.name != file:
+            contents = gzip.decompress(contents)
+    except FileNotFoundError as error:
+        raise UserError(
+            f"{path} is missing: {name} is prepared from {', '.join(RAW[name].sha256)}, get them from {RAW[name].url}"
+        ) from error
+    except (OSError, EOFError, zlib.error) as error:
+        raise UserError(f"cannot read {path} ({error}): get it again from {RAW[name].url}") from error
+    found = hashlib.sha256(contents).hexdigest()
+    if found != RAW[name].sha256[file]:
+        raise UserError(
+            f"{path} is truncated or not the right file: expected sha256 {RAW[name].sha256[file]}, found {found} "
+            f"({len(contents)} bytes); get it again from {RAW[name].url}"
+        )
+    return contents
+
+
+def _examples(contents: list[bytes]) -> Iterator[tuple[np.ndarray, int | None]]:
+    """(image uint8 [28, 28], label) of a split's raw files: IDX images and labels, or one matrix of 0 and 1 as text."""
+    if len(contents) == 1:
+        images = np.frombuffer(contents[0], np.uint8)[::2] - ord("0")  # every number is one digit and one separator
+        return ((image, None) for image in images.reshape(-1, 28, 28))
+    images, labels = (_idx(gzip.decompress(packed)) for packed in contents)
+    return zip(images, labels.tolist(), strict=True)
+
+
+def _idx(contents: bytes) -> np.ndarray:
+    """The uint8 array of an IDX file: two zero bytes, type, number of axes, big-endian lengths, values."""
+    axes = contents[3]
+    shape = np.frombuffer(contents, ">i4", count=axes, offset=4)
+    return np.frombuffer(contents, np.uint8, offset=4 + 4 * axes).reshape(shape)
+
+
+def _write(name: str, contents: dict[str, bytes], root: Path) -> None:
+    """Run a TFDS builder with the name, version, features and example keys (so the order) of the stock one."""
+    import tensorflow_datasets as tfds
+    from PIL import Image
+
+    raw = RAW[name]
+
+    def png(image: np.ndarray) -> bytes:
+        buffer = io.BytesIO()
+        Image.fromarray(image).save(buffer, "png")
+        return buffer.getvalue()
+
+    features = {"image": tfds.features.Image(shape=(28, 28, 1))}
+    if raw.label:
+        features["label"] = tfds.features.ClassLabel(**raw.label)
+
+    class FromRaw(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+        VERSION = tfds.core.Version(raw.version)
+
+        def _info(self):
+            return tfds.core.DatasetInfo(
+                builder=self,
+                description=raw.credit,
+                features=tfds.features.FeaturesDict(features),
+                supervised_keys=("image", "label") if raw.label else None,
+            )
+
+        def _split_generators(self, dl_manager):
+            return {split: self._generate_examples(split) for split in raw.splits}
+
+        def _generate_examples(self, split):
+            for key, (image, label) in enumerate(_examples([contents[file] for file in raw.splits[split]])):
+                yield key, {"image": png(image)} | ({} if label is None else {"label": label})
+
+    FromRaw.name = name  # the files are named by it
+    tfds.disable_progress_bar()
+    # TFDS prints to the terminal, and makes a download folder whether it downloads or not.
+    with tempfile.TemporaryDirectory() as unused, contextlib.redirect_stdout(io.StringIO()):
+        builder = FromRaw(data_dir=root, file_format="array_record")
+        builder.download_and_prepare(
+            download_dir=unused, download_config=tfds.download.DownloadConfig(try_download_gcs=False)
+        )
+
+
+def download(name: str, into: str | Path, *, timeout: float = 4.0) -> None:
+    """Fetch the raw files of data set `name` into a folder of its own; files that are there and right are kept.
+
+    Args:
+      name: a name of `RAW`.
+      into: the folder, made when the first file arrives. A file gets its name only when it is whole and verified.
+      timeout: seconds to wait for a server's answer, name resolution included, and for each piece of a file.
+
+    Raises:
+      UserError: a file cannot be had or has the wrong sha256, with the reason; or the folder cannot be written.
+    """
+    into = Path(into)
+    for file, expected in RAW[name].sha256.items():
+        url, path, part = RAW[name].url + file, into / file, into / f"{file}.{os.getpid()}.part"
+        try:
+            if path.exists() and _sha256(path) == expected:
+                continue
+            with _open(url, timeout) as response:
+                into.mkdir(parents=True, exist_ok=True)
+                print(f"downloading {url}", file=sys.stderr, flush=True)
+                with part.open("wb") as target:
+                    shutil.copyfileobj(response, target)
+            found = _sha256(part)
+            if found != expected:
+                raise UserError(
+                    f"cannot download {url}: expected sha256 {expected}, found {found} ({part.stat().st_size} bytes)"
+                )
+            os.replace(part, path)
+        except (OSError, HTTPException) as error:  # urllib's errors and time limits are OSErrors
+            reason = error.reason if type(error) is urllib.error.URLError else error
+            raise UserError(f"cannot download {url}: {reason}") from error
+        finally:
+            with contextlib.suppress(OSError):
+                part.unlink()
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _open(url: str, timeout: float):
+    """`urlopen` under a time limit that covers name resolution too, which no socket's time limit does."""
+    answers = queue.Queue()
+
+    def ask():
+        try:
+            answers.put(urllib.request.urlopen(url, timeout=timeout))
+        except Exception as error:
+            if isinstance(error, urllib.error.HTTPError):
+                error.close()  # it is a response as well, on an open socket
+            answers.put(error)
+
+    threading.Thread(target=ask, daemon=True).start()  # a daemon: a hanging resolver must not keep the process alive
+    try:
+        answer = answers.get(timeout=timeout)
+    except queue.Empty:
+        raise TimeoutError(f"no answer in {timeout:g} s") from None
+    if isinstance(answer, Exception):
+        raise answer
+    return answer

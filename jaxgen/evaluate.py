@@ -1,0 +1,113 @@
+"""Means over a whole data set: of what a model says of each example, and of its importance-sampled likelihood."""
+
+import math
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.scipy.special import logsumexp
+
+from jaxgen.types import Batch, Key, Params
+
+
+class Estimate(NamedTuple):
+    """A mean over examples and its standard error."""
+
+    mean: float
+    error: float
+
+    def __str__(self) -> str:
+        return f"{self.mean:.2f} ± {self.error:.2f}"
+
+
+def estimate(values: np.ndarray) -> Estimate:
+    """[N] -> its mean, and the standard error of that mean."""
+    values = np.asarray(values, np.float64)
+    return Estimate(
+        float(values.mean()), float(values.std(ddof=1) / math.sqrt(len(values))) if len(values) > 1 else 0.0
+    )
+
+
+def evaluate(
+    compiled: Callable[[Params, Batch, Key], dict[str, jax.Array]],
+    params: Params,
+    arrays: dict[str, np.ndarray],
+    key: Key,
+    *,
+    batch_size: int = 1000,
+) -> dict[str, Estimate]:
+    """Means of `model.evaluate`, compiled, over a data set of any size.
+
+    The last batch is filled up with copies of the first examples, whose values are not counted.
+    """
+    values: dict[str, list[np.ndarray]] = {}
+    count = len(next(iter(arrays.values())))
+    for i, rows in enumerate(_rows(count, min(batch_size, count))):
+        batch = {name: array[rows] for name, array in arrays.items()}
+        for name, value in compiled(params, batch, jax.random.fold_in(key, i)).items():
+            values.setdefault(name, []).append(np.asarray(value))
+    return {name: estimate(np.concatenate(parts)[:count]) for name, parts in values.items()}
+
+
+def importance_weighted_nll(
+    observe: Callable[[Batch, Key], jax.Array],
+    log_weights: Callable[..., jax.Array],
+    *,
+    num_samples: int,
+    rows: int = 2000,
+) -> Callable[..., np.ndarray]:
+    """An upper bound of -log p(x) for each example, in nats: -log 1/K sum_k w_k (Burda et al. 2015, eq. 8).
+
+    Args:
+      observe: `(batch, key) -> x [B, ...]`, once for each example.
+      log_weights: `(params, x, key, K, condition) -> [K, B]`.
+      num_samples: K, at least 1.
+      rows: most samples x examples at once, which bounds the memory and is fastest while it fits the cache.
+
+    Returns:
+      `(params, arrays, key, on_progress) -> float64 [N]`, compiled at its first call; `on_progress`, if given, hears
+      the number of examples done.
+    """
+    parts = math.ceil(num_samples / rows)
+    per_part = math.ceil(num_samples / parts)
+    width = max(1, rows // num_samples)  # examples at once
+    group = width * max(1, 500_000 // (width * per_part * parts))  # examples in one dispatch: about a second
+
+    def one(params: Params, batch: Batch, key: Key) -> jax.Array:
+        observe_key, key = jax.random.split(key)
+        x, condition = observe(batch, observe_key), batch.get("label")
+        keys = jax.random.split(key, parts)
+        log_w = jax.lax.map(lambda key: log_weights(params, x, key, per_part, condition), keys)
+        log_w = log_w.reshape(parts * per_part, -1)[:num_samples]
+        return jnp.log(num_samples) - logsumexp(log_w, axis=0)
+
+    @jax.jit
+    def many(params: Params, batch: Batch, keys: Key) -> jax.Array:
+        batch = jax.tree.map(lambda x: x.reshape(-1, width, *x.shape[1:]), batch)
+        return jax.lax.map(lambda args: one(params, *args), (batch, keys)).reshape(-1)
+
+    def nll(
+        params: Params,
+        arrays: dict[str, np.ndarray],
+        key: Key,
+        on_progress: Callable[[int], None] = lambda done: None,
+    ) -> np.ndarray:
+        count = len(next(iter(arrays.values())))
+        size = min(group, math.ceil(count / width) * width)
+        result = []
+        for i, indices in enumerate(_rows(count, size)):
+            batch = {name: array[indices] for name, array in arrays.items()}
+            keys = jax.random.split(jax.random.fold_in(key, i), size // width)
+            result.append(np.asarray(many(params, batch, keys), np.float64))
+            on_progress(min(count, (i + 1) * size))
+        return np.concatenate(result)[:count]
+
+    return nll
+
+
+def _rows(count: int, size: int) -> Iterator[np.ndarray]:
+    """Indices of each batch, all of one size: the last one begins anew at 0."""
+    for start in range(0, count, size):
+        yield np.arange(start, start + size) % count

@@ -1,0 +1,148 @@
+"""What a run says while it runs: a progress bar or plain lines, metrics.jsonl, TensorBoard events."""
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxgen.train import Progress
+
+
+class Log:
+    """Averages metrics over the steps between two lines and writes them wherever they are read.
+
+    Args:
+      directory: of the run.
+      start, stop: steps; lines of an earlier attempt after `start` are dropped, since those steps run again.
+      batch_size: examples in one step.
+      every: steps between two lines.
+      unit: what one example is, for the rate.
+      quiet: say nothing, only write.
+      protocol: stands in the name of every metric in the file, since no two protocols may be compared.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        start: int,
+        stop: int,
+        batch_size: int,
+        every: int,
+        unit: str = "images",
+        protocol: str = "",
+        quiet: bool = False,
+    ):
+        self._stop, self._batch_size, self._every, self._unit = stop, batch_size, every, unit
+        self._suffix = f" ({protocol})" if protocol else ""
+        self._since: list[Progress] = []
+        self._path = directory / "metrics.jsonl"
+        kept = [row for row in read(directory) if row["step"] <= start]
+        replace(self._path, "".join(json.dumps(row) + "\n" for row in kept).encode())
+        self._file = self._path.open("a")
+        self._events = _tensorboard(directory, start)
+        self._quiet, self._bar = quiet, None
+        if sys.stderr.isatty() and not quiet:
+            from tqdm import tqdm
+
+            self._bar = tqdm(total=stop, initial=start, unit="step", dynamic_ncols=True, smoothing=0.1)
+
+    def progress(self, progress: Progress) -> None:
+        """Hears of every chunk; writes a line where one is due."""
+        if self._bar is not None:
+            losses = ", ".join(f"{n} {v[-1]:.4g}" for n, v in progress.metrics.items() if "loss" in n)
+            rate = _rate([progress], self._batch_size)
+            self._bar.set_postfix_str(f"{losses}, {rate:,.0f} {self._unit}/s", refresh=False)
+            self._bar.update(progress.stop - progress.start)
+        self._since.append(progress)
+        if progress.stop // self._every > self._since[0].start // self._every or progress.stop == self._stop:
+            mean = {
+                name: float(np.nanmean(np.concatenate([p.metrics[name] for p in self._since]), dtype=np.float64))
+                for name in progress.metrics
+            }
+            rate = _rate(self._since, self._batch_size)
+            self.metrics(progress.stop, "train", mean)
+            self.write(progress.stop, {f"{self._unit}/s": rate})
+            left = sum(p.seconds for p in self._since) / (progress.stop - self._since[0].start)
+            left = int(left * (self._stop - progress.stop))
+            numbers = "  ".join(f"{name} {value:.4g}" for name, value in mean.items())
+            if self._bar is None:
+                self.say(
+                    f"step {progress.stop}/{self._stop}  {numbers}  {rate:,.0f} {self._unit}/s  "
+                    f"{left // 60}:{left % 60:02d} left"
+                )
+            self._since = []
+
+    def metrics(self, step: int, split: str, values: dict[str, float]) -> None:
+        """One line of metrics.jsonl, and the same to TensorBoard."""
+        values = {f"{split}/{name}{self._suffix}": value for name, value in values.items()}
+        self.write(step, values)
+        if self._events is not None:
+            for name, value in values.items():
+                self._events.add_scalar(name, value, step)
+
+    def write(self, step: int, values: dict[str, Any]) -> None:
+        """One line of metrics.jsonl."""
+        self._file.write(json.dumps({"step": step} | values) + "\n")
+        self._file.flush()
+
+    def say(self, line: str) -> None:
+        """One line for whoever watches, above the bar if there is one."""
+        if self._bar is not None:
+            self._bar.write(line, file=sys.stderr)
+        elif not self._quiet:
+            print(line, flush=True)
+
+    def close(self) -> None:
+        self._file.close()
+        if self._bar is not None:
+            self._bar.close()
+        if self._events is not None:
+            self._events.close()
+
+
+@contextmanager
+def bar(what: str) -> Iterator[Callable[[float], None]]:
+    """A bar for work that is not training; yields a function that hears the share done, 0 to 1."""
+    from tqdm import tqdm
+
+    with tqdm(total=100, desc=what, unit="%", leave=False, disable=not sys.stderr.isatty()) as shown:
+        yield lambda share: shown.update(round(100 * share) - shown.n)
+
+
+def read(directory: Path) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl; a last one that a kill cut short is left out."""
+    path = directory / "metrics.jsonl"
+    rows = []
+    for line in path.read_text().splitlines() if path.exists() else []:
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return rows
+
+
+def replace(path: Path, content: bytes) -> None:
+    """Writes a file so that it is never seen half-written."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".part")
+    partial.write_bytes(content)
+    partial.replace(path)
+
+
+def _rate(chunks: list[Progress], batch_size: int) -> float:
+    """Examples per second."""
+    steps, seconds = chunks[-1].stop - chunks[0].start, sum(p.seconds for p in chunks)
+    return steps * batch_size / max(seconds, 1e-9)
+
+
+def _tensorboard(directory: Path, start: int):
+    try:
+        from tensorboardX import SummaryWriter
+    except ModuleNotFoundError:
+        return None  # the extra is not installed
+    return SummaryWriter(str(directory / "events"), purge_step=start + 1)

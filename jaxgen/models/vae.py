@@ -1,0 +1,293 @@
+"""Variational autoencoders: p(x, z) = p(x | z) p(z) learned through an approximate posterior q(z | x).
+
+With L stochastic layers (Burda et al. 2015, section 5) z = (z_1, ..., z_L),
+
+    p(x, z) = p(z_L) p(z_{L-1} | z_L) ... p(x | z_1)        q(z | x) = q(z_1 | x) q(z_2 | z_1) ... q(z_L | z_{L-1})
+
+and every objective here is made of the same terms: for K samples from q, the reconstruction log p(x | z_1) and, layer
+by layer, KL = log q - log p. Shapes: K samples, B examples, D_l latent dimensions of layer l. All in nats.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+from jax.scipy.special import logsumexp
+
+from jaxgen.data.decode import Observe, to_uint8, to_unit
+from jaxgen.distributions import Likelihood, normal_kl, normal_log_prob
+from jaxgen.types import Aux, Batch, Key, Model, Objective, Params
+
+Array = jax.Array
+
+
+@dataclass(frozen=True, kw_only=True)
+class VAE(Model):
+    """A `Model`, and what only a model with latents can do. A `condition` is labels, int [B].
+
+    Attributes:
+      observe: `(batch, key) -> x [B, ...]` in [0, 1]: what the likelihood is of, binarised if so configured.
+      encode: `(params, x, condition=None) -> (mu, logvar)`, each [B, D_L]: the posterior of the top layer, given the
+        means of the layers below.
+      decode: `(params, z [n, D_L], condition=None, key=None) -> [n, ...]`, the mean of p(x | z_1) in [0, 1]; the layers
+        between are drawn with `key`, or follow their means without one.
+      reconstruct: `(params, x, key, condition=None) -> [B, ...]` in [0, 1], the mean of p(x | z_1), z_1 ~ q(z_1 | x).
+      log_weights: `(params, x, key, num_samples, condition=None) -> [K, B]`, log p(x, z) - log q(z | x), z ~ q.
+      latents: (D_1, ..., D_L).
+    """
+
+    observe: Callable[[Batch, Key], Array]
+    encode: Callable[..., tuple[Array, Array]]
+    decode: Callable[..., Array]
+    reconstruct: Callable[..., Array]
+    log_weights: Callable[..., Array]
+    latents: tuple[int, ...]
+
+
+class Terms(NamedTuple):
+    """The terms of every bound: `reconstruction` [K, B], `kl` for each layer [K, B, D_l]."""
+
+    reconstruction: Array
+    kl: tuple[Array, ...]
+
+    def log_weight(self, beta: Array | float = 1.0) -> Array:
+        """[K, B]: log p(x | z) - beta (log q(z | x) - log p(z))."""
+        return self.reconstruction - beta * sum(kl.sum(-1) for kl in self.kl)
+
+
+def vae(
+    *,
+    encoders: Sequence[nn.Module],
+    decoders: Sequence[nn.Module],
+    latents: Sequence[int],
+    likelihood: Likelihood,
+    observe: Observe,
+    optimizer: optax.GradientTransformation,
+    num_samples: int = 1,
+    doubly_reparameterized: bool = False,
+    beta: float = 1.0,
+    warmup_steps: int = 0,
+    free_bits: float = 0.0,
+    num_classes: int = 0,
+) -> VAE:
+    """A variational autoencoder of one or more stochastic layers.
+
+    Args:
+      encoders: for each layer a network `(h, condition) -> [..., 2 D_l]` to mean and log-variance; h is x, then z_1, ...
+      decoders: for each layer the network `(z_l, condition)` that leads down from it: z_1 to the likelihood's output,
+        z_2 to the mean and log-variance of z_1, ... The first has a field `output_bias`, an initialiser.
+      latents: (D_1, ..., D_L).
+      likelihood: p(x | z_1).
+      observe: turns a stored image and a key into x.
+      optimizer: for all parameters.
+      num_samples: K. 1 maximises the evidence lower bound, more the importance-weighted bound (Burda et al. 2015).
+      doubly_reparameterized: the gradient estimator of Tucker et al. 2019 for that bound.
+      beta: weight of the KL (Higgins et al. 2017); above 1 the loss is a weaker bound.
+      warmup_steps: steps over which the weight of the KL grows linearly from 0 (Sønderby et al. 2016).
+      free_bits: nats per latent dimension and example below which the KL is not pressed (Kingma et al. 2016, eq. 15,
+        there on the mean over a minibatch; here per example, so that it does not depend on how a batch is sharded).
+      num_classes: above 0, everything is conditional on `batch["label"]`.
+
+    Raises:
+      ValueError: the networks do not fit together, or an option does not fit the objective.
+    """
+    if not len(encoders) == len(decoders) == len(latents) >= 1:
+        raise ValueError(f"{len(encoders)} encoders, {len(decoders)} decoders, {len(latents)} latent sizes: want equal")
+    if free_bits and num_samples > 1:
+        raise ValueError("free bits are defined for the evidence lower bound, num_samples=1")
+    if doubly_reparameterized and num_samples == 1:
+        raise ValueError("the doubly-reparameterised gradient is of the importance-weighted bound, num_samples > 1")
+    top = len(latents) - 1
+
+    # Networks ---------------------------------------------------------------------------------------------------------
+
+    def init(key: Key, batch: Batch) -> Params:
+        x = to_unit(batch["image"])
+        bias = likelihood.bias(x.mean(0))
+        condition = one_hot(jnp.zeros(1, jnp.int32))
+        network = {}
+        for layer, (encoder, decoder) in enumerate(zip(encoders, decoders, strict=True)):
+            up, down = jax.random.split(jax.random.fold_in(key, layer))
+            h = x[:1] if layer == 0 else jnp.zeros((1, latents[layer - 1]))
+            if layer == 0:  # where Burda et al. start: with the mean image, whatever z is
+                decoder = decoder.clone(output_bias=lambda key, shape, dtype: bias.reshape(shape).astype(dtype))
+            network[f"encoder_{layer + 1}"] = encoder.init(up, h, condition)["params"]
+            network[f"decoder_{layer + 1}"] = decoder.init(down, jnp.zeros((1, latents[layer])), condition)["params"]
+        return {"vae": network} | ({"warmup": {"steps": jnp.zeros(())}} if warmup_steps else {})
+
+    def posterior(params: Params, layer: int, h: Array, condition: Array | None) -> tuple[Array, Array]:
+        """q(z_l | h): mean and log-variance, [..., D_l]."""
+        network = params["vae"][f"encoder_{layer + 1}"]
+        return tuple(jnp.split(encoders[layer].apply({"params": network}, h, condition), 2, axis=-1))
+
+    def down(params: Params, layer: int, z: Array, condition: Array | None) -> Array:
+        """What z_l says of the layer below it: [..., 2 D_{l-1}], or the likelihood's output."""
+        return decoders[layer].apply({"params": params["vae"][f"decoder_{layer + 1}"]}, z, condition)
+
+    def one_hot(labels: Array | None) -> Array | None:
+        return jax.nn.one_hot(labels, num_classes) if num_classes else None
+
+    # Terms of the bounds ----------------------------------------------------------------------------------------------
+
+    def infer(params: Params, x: Array, key: Key, num_samples: int, condition: Array | None):
+        """z ~ q(z | x), reparameterised: for each layer z [K, B, D_l] and its (mu, logvar)."""
+        zs, qs = [], []
+        for layer, dim in enumerate(latents):
+            mu, logvar = q = posterior(params, layer, zs[-1] if zs else x, condition)
+            eps = jax.random.normal(jax.random.fold_in(key, layer), (num_samples, len(x), dim))
+            zs.append(mu + jnp.exp(0.5 * logvar) * eps)
+            qs.append(q)
+        return zs, qs
+
+    def terms(params: Params, x: Array, zs, qs, condition: Array | None, *, analytic: bool = False) -> Terms:
+        """The terms at given z. `analytic` takes the expectation over z_L in closed form, which lowers the variance."""
+        output = down(params, 0, zs[0], condition)
+        reconstruction = likelihood.log_prob(x, output)
+        kl = []
+        for layer, (z, q) in enumerate(zip(zs, qs, strict=True)):
+            if layer == top:
+                p = jnp.zeros(()), jnp.zeros(())
+            else:
+                p = jnp.split(down(params, layer + 1, zs[layer + 1], condition), 2, axis=-1)
+            if layer == top and analytic:
+                kl.append(jnp.broadcast_to(normal_kl(*q), z.shape))
+            else:
+                kl.append(normal_log_prob(z, *q) - normal_log_prob(z, *p))
+        return Terms(reconstruction, tuple(kl))
+
+    def log_weights(params: Params, x: Array, key: Key, num_samples: int, condition: Array | None = None) -> Array:
+        condition = one_hot(condition)
+        return terms(params, x, *infer(params, x, key, num_samples, condition), condition).log_weight()
+
+    # Objectives, each the mean over examples of a loss [B] ------------------------------------------------------------
+
+    def elbo_loss(params: Params, x: Array, key: Key, condition: Array | None, beta: Array) -> tuple[Array, Terms]:
+        """Kingma & Welling 2014, eq. 10: -E_q[log p(x | z)] + KL(q(z | x) || p(z))."""
+        t = terms(params, x, *infer(params, x, key, 1, condition), condition, analytic=True)
+        pressed = [jnp.maximum(kl, free_bits) if free_bits else kl for kl in t.kl]
+        return -Terms(t.reconstruction, tuple(pressed)).log_weight(beta)[0], t
+
+    def iwae_loss(params: Params, x: Array, key: Key, condition: Array | None, beta: Array) -> tuple[Array, Terms]:
+        """Burda et al. 2015, eq. 8: -log mean_k w_k."""
+        t = terms(params, x, *infer(params, x, key, num_samples, condition), condition)
+        return -log_mean_exp(t.log_weight(beta)), t
+
+    def dreg_loss(params: Params, x: Array, key: Key, condition: Array | None, beta: Array) -> tuple[Array, Terms]:
+        """The same bound; the encoder's gradient as in Tucker et al. 2019, eq. 9: sum_k w~_k^2 dlog w_k/dz dz/dphi.
+
+        log w is written down twice, once to weigh and once to differentiate: the same numbers, which the compiler
+        computes once.
+        """
+        zs, _ = infer(params, x, key, num_samples, condition)
+        frozen = params | {"vae": {k: _freeze(v) if k.startswith("enc") else v for k, v in params["vae"].items()}}
+
+        def at(zs):  # q as a density has no gradient of its own, only through z
+            qs = [posterior(frozen, i, zs[i - 1] if i else x, condition) for i in range(len(zs))]
+            return terms(params, x, zs, qs, condition)
+
+        log_w = _freeze(at(zs).log_weight(beta))
+        w = jax.nn.softmax(log_w, axis=0)
+        t = at([scale_gradient(z, w[..., None]) for z in zs])
+        surrogate = -(w * t.log_weight(beta)).sum(0)
+        return _freeze(-log_mean_exp(log_w)) + surrogate - _freeze(surrogate), t
+
+    bound = elbo_loss if num_samples == 1 else dreg_loss if doubly_reparameterized else iwae_loss
+
+    def loss(params: Params, batch: Batch, key: Key) -> tuple[Array, Aux]:
+        observe_key, key = jax.random.split(key)
+        weight, writes = jnp.asarray(beta), {}
+        if warmup_steps:
+            steps = params["warmup"]["steps"]
+            weight, writes = beta * jnp.minimum(steps / warmup_steps, 1), {"warmup": {"steps": steps + 1}}
+        per_example, t = bound(params, observe(batch["image"], observe_key), key, one_hot(batch.get("label")), weight)
+        metrics = {
+            "loss": per_example.mean(),
+            "reconstruction": t.reconstruction.mean(),
+            "kl": sum(kl.sum(-1).mean() for kl in t.kl),
+        }
+        return metrics["loss"], Aux(metrics, writes)
+
+    # What a trained model can do --------------------------------------------------------------------------------------
+
+    def evaluate(params: Params, batch: Batch, key: Key) -> dict[str, Array]:
+        """The bound that is trained, and the terms of the evidence lower bound: without beta, warm-up or free bits."""
+        observe_key, key = jax.random.split(key)
+        x, condition = observe(batch["image"], observe_key), one_hot(batch.get("label"))
+        t = terms(params, x, *infer(params, x, key, num_samples, condition), condition, analytic=num_samples == 1)
+        log_w, kl = t.log_weight(), sum(kl.sum(-1) for kl in t.kl)
+        values = {"elbo": log_w.mean(0), "reconstruction": t.reconstruction.mean(0), "kl": kl.mean(0)}
+        return {"loss": -log_mean_exp(log_w)} | values
+
+    def encode(params: Params, x: Array, condition: Array | None = None) -> tuple[Array, Array]:
+        mu, logvar = posterior(params, 0, x, one_hot(condition))
+        for layer in range(1, len(latents)):
+            mu, logvar = posterior(params, layer, mu, one_hot(condition))
+        return mu, logvar
+
+    def ancestral(params: Params, z: Array, condition: Array | None, key: Key | None) -> Array:
+        """From z_L down to the likelihood's output."""
+        for layer in range(top, 0, -1):
+            z, logvar = jnp.split(down(params, layer, z, condition), 2, axis=-1)
+            if key is not None:
+                z += jnp.exp(0.5 * logvar) * jax.random.normal(jax.random.fold_in(key, layer), z.shape)
+        return down(params, 0, z, condition)
+
+    def decode(params: Params, z: Array, condition: Array | None = None, key: Key | None = None) -> Array:
+        return likelihood.mean(ancestral(params, z, one_hot(condition), key))
+
+    def reconstruct(params: Params, x: Array, key: Key, condition: Array | None = None) -> Array:
+        mu, logvar = posterior(params, 0, x, one_hot(condition))
+        z = mu + jnp.exp(0.5 * logvar) * jax.random.normal(key, mu.shape)
+        return likelihood.mean(down(params, 0, z, one_hot(condition)))
+
+    def sample(
+        params: Params,
+        key: Key,
+        n: int,
+        condition: Array | None = None,
+        *,
+        temperature: float = 1.0,
+        draw: bool = False,
+    ) -> Array:
+        """uint8 [n, H, W, C]: z ~ N(0, temperature^2) decoded to the mean of p(x | z), or drawn from it.
+
+        `condition`: labels [n]; a conditional model that gets none draws them uniformly.
+        """
+        z_key, layers_key, label_key, x_key = jax.random.split(key, 4)
+        z = temperature * jax.random.normal(z_key, (n, latents[top]))
+        if num_classes and condition is None:
+            condition = jax.random.randint(label_key, (n,), 0, num_classes)
+        output = ancestral(params, z, one_hot(condition), layers_key)
+        return to_uint8(likelihood.sample(x_key, output) if draw else likelihood.mean(output))
+
+    return VAE(
+        init=init,
+        objectives=(Objective("vae", loss, optimizer),),
+        evaluate=evaluate,
+        sample=sample,
+        observe=lambda batch, key: observe(batch["image"], key),
+        encode=encode,
+        decode=decode,
+        reconstruct=reconstruct,
+        log_weights=log_weights,
+        latents=tuple(latents),
+    )
+
+
+def log_mean_exp(log_w: Array) -> Array:
+    """[K, B] -> [B]: log of the mean over K samples."""
+    return logsumexp(log_w, axis=0) - jnp.log(log_w.shape[0])
+
+
+@jax.custom_vjp
+def scale_gradient(z: Array, weight: Array) -> Array:
+    """z, whose gradient is multiplied by `weight` on its way back."""
+    return z
+
+
+scale_gradient.defvjp(lambda z, weight: (z, weight), lambda weight, g: (weight * g, jnp.zeros_like(weight)))
+_freeze = jax.lax.stop_gradient

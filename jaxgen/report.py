@@ -1,0 +1,128 @@
+"""Rows and pictures in, one self-contained HTML page out."""
+
+import base64
+import io
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+PAGE = """<!doctype html>
+<html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{{ title }}</title>
+<link rel="icon" href="data:,">
+<style>
+ body { font: 15px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #222 }
+ h1 { font-size: 1.5rem } h2 { font-size: 1.1rem; margin-top: 2rem }
+ code, pre { background: #f4f4f4; border-radius: 4px; padding: .1rem .3rem } pre { padding: .7rem; overflow-x: auto }
+ table { border-collapse: collapse } td, th { text-align: left; padding: .2rem 1rem .2rem 0; vertical-align: top }
+ tr + tr td { border-top: 1px solid #eee } .notice { background: #fff3cd; padding: .6rem .8rem; border-radius: 4px }
+ figure { display: inline-block; margin: 0 1rem 1rem 0 } figcaption { color: #666 }
+ img { image-rendering: pixelated; max-width: 100% } svg { max-width: 100%; height: auto }
+</style>
+<h1>{{ title }}</h1>
+{% if notice %}<p class="notice">{{ notice }}</p>{% endif %}
+<pre>{{ command }}</pre>
+<h2>Figures</h2>
+<table>{% for name, value in figures.items() %}<tr><td>{{ name }}</td><td>{{ value }}</td></tr>{% endfor %}</table>
+<h2>Pictures</h2>
+{% for name, data in pictures.items() %}<figure><img alt="{{ name }}" src="data:image/png;base64,{{ data }}">\
+<figcaption>{{ name }}</figcaption></figure>
+{% endfor %}
+<h2>Curves</h2>
+{{ curves }}
+<h2>Run</h2>
+<table>{% for name, value in facts.items() %}<tr><td>{{ name }}</td><td>{{ value }}</td></tr>{% endfor %}</table>
+</html>
+"""
+
+
+def page(
+    *,
+    title: str,
+    command: str,
+    figures: Mapping[str, str],
+    pictures: Mapping[str, bytes],
+    rows: Sequence[Mapping[str, float]],
+    facts: Mapping[str, object],
+    notice: str | None = None,
+) -> str:
+    """An HTML page that needs nothing beside it. Everything that came from data or user is escaped.
+
+    Args:
+      title: of the page.
+      command: what was typed.
+      figures: the run's results, by name.
+      pictures: PNG files by caption.
+      rows: lines of metrics, each with a `step`; curves are drawn of them.
+      facts: configuration, versions, device.
+      notice: what a reader must know first.
+    """
+    import jinja2
+
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
+    return environment.from_string(PAGE).render(
+        title=title,
+        command=command,
+        figures=figures,
+        pictures={name: base64.b64encode(png).decode() for name, png in pictures.items()},
+        curves=jinja2.utils.markupsafe.Markup(curves(rows)),
+        facts=facts,
+        notice=notice,
+    )
+
+
+def curves(rows: Sequence[Mapping[str, float]]) -> str:
+    """One SVG of small plots: a metric in each, training and held-out data over one another."""
+    from matplotlib.figure import Figure
+
+    lines: dict[str, dict[str, tuple[list, list]]] = {}
+    for row in rows:
+        for name, value in row.items():
+            split, _, metric = name.rpartition("/")
+            if name != "step" and isinstance(value, (int, float)) and math.isfinite(value):
+                xs, ys = lines.setdefault(metric, {}).setdefault(split, ([], []))
+                xs.append(row["step"])
+                ys.append(value)
+    if not lines:
+        return ""
+    columns = min(3, len(lines))
+    height = math.ceil(len(lines) / columns)
+    figure = Figure(figsize=(3.4 * columns, 2.6 * height), layout="constrained")
+    for axes, (metric, splits) in zip(
+        figure.subplots(height, columns, squeeze=False).flat, lines.items(), strict=False
+    ):
+        for split, (xs, ys) in splits.items():
+            axes.plot(xs, ys, label=split or None, marker="." if len(xs) < 30 else None, linewidth=1.2)
+        axes.set_title(metric, fontsize=10)
+        axes.tick_params(labelsize=8)
+        axes.spines[["top", "right"]].set_visible(False)
+        if any(splits):
+            axes.legend(fontsize=8, frameon=False)
+    for axes in figure.axes[len(lines) :]:
+        axes.set_axis_off()
+    svg = io.StringIO()
+    figure.savefig(svg, format="svg")
+    return svg.getvalue()[svg.getvalue().index("<svg") :]
+
+
+def grid(images: np.ndarray, *, columns: int | None = None, gap: int = 2) -> np.ndarray:
+    """uint8 [N, H, W, C] -> one picture, uint8 [H', W', C], row by row; as square as N allows unless told otherwise."""
+    n, h, w, c = images.shape
+    columns = columns or math.ceil(math.sqrt(n))
+    rows = math.ceil(n / columns)
+    canvas = np.full((rows * (h + gap) - gap, columns * (w + gap) - gap, c), 128, np.uint8)
+    for i, image in enumerate(images):
+        y, x = (i // columns) * (h + gap), (i % columns) * (w + gap)
+        canvas[y : y + h, x : x + w] = image
+    return canvas
+
+
+def png(picture: np.ndarray, *, zoom: int = 2) -> bytes:
+    """uint8 [H, W, 1 or 3] -> a PNG file, each pixel `zoom` pixels wide."""
+    from PIL import Image
+
+    picture = picture.repeat(zoom, axis=0).repeat(zoom, axis=1)
+    file = io.BytesIO()
+    Image.fromarray(picture[..., 0] if picture.shape[-1] == 1 else picture).save(file, "PNG", optimize=True)
+    return file.getvalue()

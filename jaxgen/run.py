@@ -1,0 +1,402 @@
+"""A run folder from its first step to its report.
+
+An experiment is a module of `experiments/` with a dataclass `Config`, `load(config) -> Dataset` and
+`build(config, spec) -> Experiment`. `build` sees of the data only their shapes, so that a run folder can be sampled where
+no data are.
+"""
+
+import difflib
+import importlib
+import os
+import platform
+import re
+import shlex
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from importlib import metadata
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import jax
+import msgspec
+import numpy as np
+
+from jaxgen import log, parallel, report
+from jaxgen.checkpoint import Checkpoints
+from jaxgen.config import Config
+from jaxgen.data.source import Arrays, Dataset, Spec, batch_indices, gather
+from jaxgen.errors import UserError
+from jaxgen.evaluate import Estimate, evaluate
+from jaxgen.step import init_state, make_step
+from jaxgen.train import Hook, train
+from jaxgen.types import Key, Model, Params, TrainState
+
+Figures = dict[str, Estimate]
+
+
+class Experiment(NamedTuple):
+    """What a run needs to know.
+
+    Attributes:
+      model: what is trained.
+      title: of the report.
+      protocol: stands in the name of every likelihood, such as "dynamic binarisation".
+      pictures: `(params, arrays, key) -> {caption: uint8 [H, W, C]}`, of some held-out examples.
+      measure: `(params, arrays, key, on_progress) ->` figures on all of them; on_progress hears the share done.
+      draw: `(params, key, n) ->` samples as stored, with the controls of `config.sample`.
+      unit: what one example is.
+    """
+
+    model: Model
+    title: str
+    protocol: str
+    pictures: Callable[[Params, Arrays, Key], dict[str, np.ndarray]]
+    measure: Callable[[Params, Arrays, Key, Callable[[float], None]], Figures]
+    draw: Callable[[Params, Key, int], jax.Array]
+    unit: str = "images"
+
+
+def main(
+    file: str,
+    default: Config,
+    load: Callable[[Any], Dataset],
+    build: Callable[[Any, Spec], Experiment],
+    named: Mapping[str, Config],
+) -> None:
+    """The command line of an experiment: flags to a configuration, and a run of it.
+
+    Args:
+      file: the experiment's, `__file__`.
+      default: its configuration when no flag is given.
+      load: the data of a configuration.
+      build: the model of a configuration, and what to do with it.
+      named: other configurations, picked by an optional first word.
+    """
+    name = Path(file).stem
+    with errors_in_one_line():
+        config = parse(name, sys.modules[build.__module__].__doc__ or "", default, named, sys.argv[1:])
+        run(config, load, build, name, shlex.join(["python", "-m", f"experiments.{name}", *sys.argv[1:]]))
+
+
+def parse(name: str, doc: str, default: Config, named: Mapping[str, Config], args: list[str]) -> Config:
+    """Flags to a configuration."""
+    import tyro
+
+    program = f"python -m experiments.{name}"
+    if args and not args[0].startswith("-"):
+        if args[0] not in named:
+            close = difflib.get_close_matches(args[0], named, n=1)
+            hint = f"; did you mean {close[0]}?" if close else ""
+            raise UserError(f"no configuration named {args[0]!r}: {name} has {', '.join(named) or 'none'}{hint}")
+        default, program, args = named[args[0]], f"{program} {args[0]}", args[1:]
+    if named:
+        doc += "\nNamed configurations, as an optional first word: " + ", ".join(named)
+    return tyro.cli(type(default), prog=program, description=doc, default=default, args=args)
+
+
+@contextmanager
+def errors_in_one_line() -> Iterator[None]:
+    """Ends the program with one line on stderr where the user can mend what is wrong, and with no traceback."""
+    try:
+        yield
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        print("stopped at once; what was saved before is whole", file=sys.stderr)
+        sys.exit(130)
+
+
+# Run folders ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Record:
+    """config.json: how a run folder came to be."""
+
+    experiment: str
+    command: str
+    config: dict[str, Any]
+    data: Spec
+    source: str
+    notice: str | None
+    versions: dict[str, str]
+    device: str
+
+
+def load_run(directory: Path) -> tuple[Record, ModuleType, Config]:
+    """Reads a run folder: its record, the module of its experiment, its configuration.
+
+    Raises:
+      UserError: it is no run folder, or of an experiment that does not exist or has changed.
+    """
+    record = read_record(directory)
+    if record is None:
+        raise UserError(f"{directory} is not a run folder (it has no config.json): give the --workdir of a run")
+    name = record.experiment
+    if not re.fullmatch(r"[A-Za-z_]\w*", name) or importlib.util.find_spec(f"experiments.{name}") is None:
+        raise UserError(f"{directory}/config.json names the experiment {name!r}, and experiments/ holds none of it")
+    module = importlib.import_module(f"experiments.{name}")
+    try:
+        config = msgspec.convert(record.config, module.Config, dec_hook=lambda kind, value: kind(value))
+    except msgspec.ValidationError as error:
+        raise UserError(f"{directory}/config.json does not fit today's experiments.{name}: {error}") from None
+    return record, module, replace(config, workdir=directory)
+
+
+def restore_params(config: Config, model: Model, spec: Spec) -> tuple[int, Params]:
+    """The step of the newest checkpoint, and its parameters: their moving average where there is one."""
+    checkpoints = Checkpoints(config.workdir / "checkpoints")
+    if checkpoints.latest_step() is None:
+        raise UserError(f"{config.workdir} has no checkpoint yet: run its experiment first")
+    template = abstract_state(model, spec, ema=config.optimizer.ema_decay is not None)
+    state = checkpoints.restore(parallel.replicated(template, parallel.make_mesh()))
+    checkpoints.close()
+    return int(state.step), use(state)
+
+
+def use(state: TrainState) -> Params:
+    """The parameters to evaluate and to sample with."""
+    return state.params if state.ema is None else state.ema
+
+
+def abstract_state(model: Model, spec: Spec, *, ema: bool) -> TrainState:
+    """The shapes of a state."""
+    batch = {name: jax.ShapeDtypeStruct((1, *shape), dtype) for name, (shape, dtype) in spec.entries.items()}
+    return jax.eval_shape(partial(init_state, model, ema=ema), jax.random.key(0), batch)
+
+
+def read_record(directory: Path) -> Record | None:
+    path = directory / "config.json"
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=Record) if path.exists() else None
+    except (msgspec.MsgspecError, OSError) as error:
+        raise UserError(f"{path} cannot be read ({error}): mend it, or start afresh with --run.overwrite") from None
+
+
+def claim(directory: Path, record: Record, *, overwrite: bool) -> None:
+    """Makes the folder this run's, or goes on in it.
+
+    Raises:
+      UserError: it belongs to something else, or cannot be written.
+    """
+    try:
+        if overwrite and (directory / "config.json").exists():
+            shutil.rmtree(directory)
+        directory.mkdir(parents=True, exist_ok=True)
+        earlier = read_record(directory)
+        if earlier is None:
+            if any(directory.iterdir()):
+                raise UserError(f"{directory} is not empty and not a run folder: give another --workdir")
+            log.replace(directory / "config.json", msgspec.json.format(msgspec.json.encode(record), indent=2) + b"\n")
+            return
+    except OSError as error:
+        raise UserError(f"cannot write to {directory} ({error.strerror}): give another --workdir") from None
+    differences = [
+        f"--{name} was {old}, is {new}" for name, old, new in _differences(identity(earlier), identity(record))
+    ]
+    if differences:
+        raise UserError(
+            f"{directory} holds a run of another configuration ({'; '.join(differences)}): "
+            "repeat its flags to go on, give another --workdir, or start afresh with --run.overwrite"
+        )
+
+
+def identity(record: Record) -> dict[str, Any]:
+    """What two runs must share for one to go on from the other; how a run is watched and measured is not part of it."""
+    config = {k: v for k, v in record.config.items() if k not in ("workdir", "run", "evaluate", "sample")}
+    config["data"] = {k: v for k, v in config["data"].items() if k not in ("dir", "strict", "name")}
+    return {"experiment": record.experiment} | config | {"data.name": record.data.name}
+
+
+def _differences(old: Any, new: Any, name: str = "") -> Iterator[tuple[str, Any, Any]]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in old | new:
+            yield from _differences(old.get(key), new.get(key), f"{name}.{key}" if name else key)
+    elif old != new:
+        yield name.replace("_", "-"), old, new
+
+
+def versions() -> dict[str, str]:
+    names = ("jaxgen", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+    return {"python": platform.python_version()} | {name: metadata.version(name) for name in names}
+
+
+def device() -> str:
+    """Such as "1 x NVIDIA H100" or "1 x cpu"."""
+    return f"{jax.device_count()} x {jax.devices()[0].device_kind}"
+
+
+def cache_compilations() -> None:
+    """Keeps compiled programs in the user's cache folder, so that the second start need not compile again."""
+    import platformdirs
+
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        jax.config.update("jax_compilation_cache_dir", platformdirs.user_cache_dir("jaxgen"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
+
+
+# A run ----------------------------------------------------------------------------------------------------------------
+
+
+def run(config: Config, load: Callable, build: Callable, name: str, command: str) -> None:
+    """Trains, evaluates and reports; goes on where an earlier run of the same configuration stopped."""
+    began = time.perf_counter()
+    directory = config.workdir
+    cache_compilations()
+    mesh = parallel.make_mesh()
+    parallel.check_batch_size(config.batch_size, mesh)
+    data = load(config)
+    if data.notice:
+        print(f"notice: {data.notice}", file=sys.stderr)
+    experiment = built(build, config, data.spec)
+    builtins = msgspec.to_builtins(config, enc_hook=str)
+    record = Record(name, command, builtins, data.spec, data.source, data.notice, versions(), device())
+    claim(directory, record, overwrite=config.run.overwrite)
+
+    key = jax.random.key(config.seed)
+    model, ema = experiment.model, config.optimizer.ema_decay
+    checkpoints = Checkpoints(directory / "checkpoints", keep=config.run.keep)
+    start = checkpoints.latest_step() or 0
+    if start >= config.steps and (figures := _figures(directory)):
+        checkpoints.close()
+        print(f"{directory} is finished at step {start}: nothing left to do")
+        return _summary(experiment, directory, figures, config)
+    if start:
+        state = checkpoints.restore(parallel.replicated(abstract_state(model, data.spec, ema=ema is not None), mesh))
+        print(f"going on from step {start} in {directory}")
+    else:
+        rows = batch_indices(len(data), min(len(data), 10_000), seed=config.seed, start=0, stop=1)[0]
+        state = parallel.compile_init(partial(init_state, model, ema=ema is not None), mesh)(
+            key, gather(data.train, rows)
+        )
+
+    writer = log.Log(
+        directory,
+        start=start,
+        stop=config.steps,
+        batch_size=config.batch_size,
+        every=config.run.log_every,
+        unit=experiment.unit,
+        protocol=experiment.protocol,
+    )
+    held_out = data.validation or data.test
+    shown = {name: array[:64] for name, array in held_out.items()}
+    compiled_evaluate, fixed_key = jax.jit(model.evaluate), jax.random.key(0)  # the same noise at each evaluation
+
+    def batches(start: int, stop: int):
+        indices = batch_indices(len(data), config.batch_size, seed=config.seed, start=start, stop=stop)
+        return parallel.put_chunk(gather(data.train, indices), mesh)
+
+    def on_evaluate(step: int, state: TrainState) -> None:
+        params = use(state)
+        values = evaluate(compiled_evaluate, params, held_out, fixed_key)
+        writer.metrics(step, "test", {name: value.mean for name, value in values.items()})
+        writer.say(f"step {step}  test  " + "  ".join(f"{name} {value.mean:.4g}" for name, value in values.items()))
+        for caption, picture in experiment.pictures(params, shown, fixed_key).items():
+            path = directory / "samples" / f"{caption.replace(' ', '_')}_{step:07d}.png"
+            log.replace(path, report.png(picture))
+
+    with _stop_on_signal() as stopping:
+        state = train(
+            state,
+            parallel.compile_steps(make_step(model, ema_decay=ema), mesh),
+            batches,
+            stop=config.steps,
+            chunk=config.run.chunk,
+            hooks=[
+                Hook(config.run.checkpoint_every, checkpoints.save),
+                Hook(config.run.evaluate_every, on_evaluate),
+            ],
+            on_progress=writer.progress,
+            should_stop=stopping,
+        )
+        step = int(state.step)
+        checkpoints.save(step, state)
+        checkpoints.close()
+    if step < config.steps:
+        writer.close()
+        print(f"stopped and saved at step {step} of {config.steps}: the same command goes on from there")
+        return
+
+    figures = measure(experiment, use(state), data.test)
+    figures["time of this start, seconds"] = Estimate(time.perf_counter() - began, 0.0)
+    writer.write(step, {"figures": {name: list(value) for name, value in figures.items()}})
+    writer.close()
+    _write_report(experiment, directory, record, figures)
+    _summary(experiment, directory, figures, config)
+
+
+def measure(experiment: Experiment, params: Params, arrays: Arrays) -> Figures:
+    """The experiment's figures, with a bar while they take their time."""
+    with log.bar("measuring") as on_progress:
+        return experiment.measure(params, arrays, jax.random.key(0), on_progress)
+
+
+def built(build: Callable[[Any, Spec], Experiment], config: Config, spec: Spec) -> Experiment:
+    """`build(config, spec)`, whose complaints about values are the user's to mend."""
+    try:
+        return build(config, spec)
+    except ValueError as error:
+        raise UserError(str(error)) from None
+
+
+@contextmanager
+def _stop_on_signal() -> Iterator[Callable[[], bool]]:
+    """Within, the first SIGINT or SIGTERM asks to stop after the chunk; the second SIGINT stops at once."""
+    asked: list[int] = []
+
+    def on_signal(number: int, frame: Any) -> None:
+        if asked and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        asked.append(number)
+        print("stopping after this chunk of steps (again: at once)", file=sys.stderr)
+
+    earlier = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: bool(asked)
+    finally:
+        for number, handler in earlier.items():
+            signal.signal(number, handler)
+
+
+def _figures(directory: Path) -> Figures | None:
+    """The figures of a finished run."""
+    found = [row["figures"] for row in log.read(directory) if "figures" in row]
+    return {name: Estimate(*value) for name, value in found[-1].items()} if found else None
+
+
+def _write_report(experiment: Experiment, directory: Path, record: Record, figures: Figures) -> None:
+    newest: dict[str, Path] = {}
+    for path in sorted((directory / "samples").glob("*_*.png")):
+        newest[path.stem.rpartition("_")[0].replace("_", " ")] = path
+    page = report.page(
+        title=f"{experiment.title}, {record.data.name}",
+        command=record.command,
+        figures={name: str(value) for name, value in figures.items()},
+        pictures={caption: path.read_bytes() for caption, path in newest.items()},
+        rows=log.read(directory),
+        facts={"data": f"{record.data.name}: {record.source}", "device": record.device}
+        | record.versions
+        | {name: value for name, value, _ in _differences(record.config, {})},
+        notice=record.notice,
+    )
+    log.replace(directory / "report.html", page.encode())
+
+
+def _summary(experiment: Experiment, directory: Path, figures: Figures, config: Config) -> None:
+    width = max(len(name) for name in figures)
+    print(f"\n{experiment.title}: {config.steps:,} steps on {device()}")
+    for name, value in figures.items():
+        print(f"  {name:<{width}}  {value}")
+    print(f"\nfiles  {directory}/report.html, metrics.jsonl, samples/, checkpoints/")
+    print(f"next   python -m jaxgen sample {shlex.quote(str(directory))} --num 64 --out grid.png")
+    print(f"       python -m jaxgen evaluate {shlex.quote(str(directory))} --help")

@@ -1,0 +1,99 @@
+"""The pure update: for each objective, descend one loss with respect to one network."""
+
+from collections.abc import Callable
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxgen.types import Aux, Batch, Key, Metrics, Model, Objective, Params, PyTree, TrainState
+
+Step = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
+
+
+def init_state(model: Model, key: Key, batch: Batch, *, ema: bool = False) -> TrainState:
+    """The state before the first step: fresh parameters, fresh optimiser state, the key for all later randomness."""
+    init_key, train_key = jax.random.split(key)
+    params = model.init(init_key, batch)
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        key=train_key,
+        params=params,
+        opt_state={o.wrt: o.optimizer.init(params[o.wrt]) for o in model.objectives},
+        ema=jax.tree.map(jnp.copy, params) if ema else None,  # a copy: donating one buffer twice is an error
+    )
+
+
+def make_step(model: Model, *, ema_decay: float | None = None, axis_name: str | None = None) -> Step:
+    """Returns the update `(state, batch) -> (state, metrics)`; it is compiled where it is used.
+
+    Args:
+      model: what to train.
+      ema_decay: decay per step of the moving average of the parameters; None keeps none.
+      axis_name: the mapped axis when the step runs under `jax.pmap`, `jax.shard_map` or `jax.vmap` over shards of the
+        batch. Gradients, metrics and writes are then averaged over it, and every shard draws its own noise. Under a
+        plain `jax.jit` (on one device, or sharded by the compiler over many) leave it None.
+    """
+
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        step_key = jax.random.fold_in(state.key, state.step)
+        if axis_name is not None:
+            step_key = jax.random.fold_in(step_key, jax.lax.axis_index(axis_name))
+        params, opt_state, metrics = state.params, dict(state.opt_state), {}
+        for i, objective in enumerate(model.objectives):
+            update = partial(descend, objective, axis_name=axis_name)
+            args = params, opt_state[objective.wrt], batch, jax.random.fold_in(step_key, i)
+            if objective.every > 1:
+                due = state.step % objective.every == objective.every - 1
+                params, opt_state[objective.wrt], new = jax.lax.cond(due, update, partial(_skip, update), *args)
+            else:
+                params, opt_state[objective.wrt], new = update(*args)
+            metrics |= new
+        ema = state.ema
+        if ema_decay is not None:
+            ema = optax.incremental_update(params, ema, 1 - ema_decay)
+        return state.replace(step=state.step + 1, params=params, opt_state=opt_state, ema=ema), metrics
+
+    return step
+
+
+def descend(
+    objective: Objective, params: Params, opt_state: PyTree, batch: Batch, key: Key, *, axis_name: str | None = None
+) -> tuple[Params, PyTree, Metrics]:
+    """One step of the optimiser of `objective`; every other network stays as it is, but for what the loss writes."""
+    local = params if axis_name is None else _vary(params, axis_name)
+
+    def loss(network: PyTree) -> tuple[jax.Array, Aux]:
+        return objective.loss(local | {objective.wrt: network}, batch, key)
+
+    (_, aux), grads = jax.value_and_grad(loss, has_aux=True)(local[objective.wrt])
+    if axis_name is not None:
+        grads, aux = jax.lax.pmean((grads, aux), axis_name)
+    updates, opt_state = objective.optimizer.update(grads, opt_state, params[objective.wrt])
+    network = optax.apply_updates(params[objective.wrt], updates)
+    return params | aux.writes | {objective.wrt: network}, opt_state, aux.metrics
+
+
+def scan_steps(step: Step) -> Step:
+    """Several steps in one dispatch: `(state, batches) -> (state, metrics)` over a leading axis [K] of both."""
+
+    def steps(state: TrainState, batches: Batch) -> tuple[TrainState, Metrics]:
+        return jax.lax.scan(step, state, batches)
+
+    return steps
+
+
+def _vary(params: Params, axis_name: str) -> Params:
+    """Marks replicated parameters as varying over the axis.
+
+    Under shard_map the gradient with respect to a replicated value arrives already summed over the axis, so its mean
+    would be as many times too large as there are shards; with respect to a varying value it is local.
+    """
+    return jax.tree.map(lambda p: jax.lax.pcast(p, axis_name, to="varying"), params)
+
+
+def _skip(update: Callable, params: Params, opt_state: PyTree, batch: Batch, key: Key) -> tuple:
+    """The other branch of an objective that is not due: nothing changes, and its metrics are not numbers."""
+    metrics = jax.eval_shape(update, params, opt_state, batch, key)[2]
+    return params, opt_state, jax.tree.map(lambda m: jnp.full(m.shape, jnp.nan, m.dtype), metrics)

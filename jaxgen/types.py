@@ -1,0 +1,72 @@
+"""The few shapes that everything else hangs on. No logic."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import flax.struct
+import jax
+import optax
+
+PyTree = Any
+Key = jax.Array  # a typed PRNG key, shape []
+Scalar = jax.Array  # shape []
+Params = dict[str, PyTree]  # one entry per network
+Batch = dict[str, jax.Array]  # leading axis = example; uint8, int32 or float32 as stored
+Metrics = dict[str, jax.Array]  # scalars
+
+
+class Aux(NamedTuple):
+    """What a loss returns beside its value.
+
+    `writes` holds new values of entries of `Params` that no objective trains: batch statistics, spectral vectors,
+    codebooks, the progress of a schedule.
+    """
+
+    metrics: Metrics = {}
+    writes: Params = {}
+
+
+class Objective(NamedTuple):
+    """Minimise `loss(params, batch, key)` with respect to `params[wrt]`, at every `every`-th step."""
+
+    wrt: str
+    loss: Callable[[Params, Batch, Key], tuple[Scalar, Aux]]
+    optimizer: optax.GradientTransformation
+    every: int = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """What every family provides; a family that has more to offer (encode, decode, ...) derives from it.
+
+    Attributes:
+      init: `(key, batch) -> params`; the batch gives shapes and dtypes, and the mean where an output layer starts there.
+      objectives: a variational autoencoder or an autoregressive model has one, an adversarial model two.
+      evaluate: `(params, batch, key) -> {name: [B]}`, per example, so that an evaluation is its masked mean.
+      sample: `(params, key, n, condition=None, **controls) -> [n, ...]`, of the shape and dtype of the stored data.
+    """
+
+    init: Callable[[Key, Batch], Params]
+    objectives: tuple[Objective, ...]
+    evaluate: Callable[[Params, Batch, Key], dict[str, jax.Array]]
+    sample: Callable[..., jax.Array]
+
+
+@flax.struct.dataclass
+class TrainState:
+    """Everything that training changes, and nothing else: arrays only.
+
+    Attributes:
+      step: int32 [], the number of finished steps.
+      key: PRNG key that never changes; all that is random at step t derives from `fold_in(key, t)`.
+      params: one entry per network.
+      opt_state: one entry per objective, under the name of its network.
+      ema: exponential moving average of `params`, or None.
+    """
+
+    step: jax.Array
+    key: Key
+    params: Params
+    opt_state: dict[str, PyTree] = field(default_factory=dict)
+    ema: Params | None = None

@@ -1,0 +1,323 @@
+"""Preparation and download, on tiny files of the real formats; the real files where JAXGEN_TEST_DATA points at them."""
+
+import gzip
+import hashlib
+import http.server
+import json
+import os
+import socket
+import struct
+import subprocess
+import sys
+import threading
+
+import numpy as np
+import pytest
+
+from jaxgen.data import load_images
+from jaxgen.data.prepare import RAW, download, find, prepare, prepared
+from jaxgen.errors import UserError
+
+SIZES = {"train": 23, "validation": 5, "test": 7}
+
+
+def idx(array):
+    return b"\0\0\x08" + bytes([array.ndim]) + struct.pack(f">{array.ndim}I", *array.shape) + array.tobytes()
+
+
+@pytest.fixture(params=["mnist", "fashion_mnist", "binarized_mnist"])
+def name(request):
+    return request.param
+
+
+@pytest.fixture
+def raw(name, tmp_path, monkeypatch):
+    """A folder of tiny raw files, whose sums stand in the table; (folder, {split: images})."""
+    rng = np.random.default_rng(0)
+    folder, images = tmp_path / "raw", {}
+    folder.mkdir()
+    for split, files in RAW[name].splits.items():
+        n = SIZES[split]
+        if name == "binarized_mnist":
+            images[split] = rng.integers(0, 2, (n, 28, 28), np.uint8)
+            rows = [" ".join(map(str, row)) + "\n" for row in images[split].reshape(n, 784)]
+            contents = ["".join(rows).encode()]
+        else:
+            images[split] = rng.integers(0, 256, (n, 28, 28), np.uint8)
+            contents = [gzip.compress(idx(array)) for array in (images[split], np.arange(n, dtype=np.uint8) % 10)]
+        for file, content in zip(files, contents, strict=True):
+            (folder / file).write_bytes(content)
+    sums = {file: hashlib.sha256((folder / file).read_bytes()).hexdigest() for file in RAW[name].sha256}
+    monkeypatch.setitem(RAW, name, RAW[name]._replace(sha256=sums))
+    return folder, images
+
+
+def same_images(found, expected):
+    """Equal as sets: TFDS shuffles the examples of a split."""
+    as_rows = lambda images: sorted(image.tobytes() for image in images)  # noqa: E731
+    return as_rows(found) == as_rows(expected)
+
+
+def test_prepared_data_load_as_they_were(name, raw, tmp_path, capfd):
+    folder, images = raw
+    written = prepare(name, raw_dir=folder, data_dir=tmp_path / "tfds")
+    assert written == tmp_path / "tfds" / name / RAW[name].version == find(name, tmp_path / "tfds")
+    assert capfd.readouterr() == ("", f"preparing {name} in {tmp_path / 'tfds'}\n")
+    assert [path.name for path in (tmp_path / "tfds").iterdir()] == [name]
+
+    data = load_images(name, data_dir=tmp_path / "tfds", strict=True)
+    assert data.name == name
+    assert data.notice is None
+    assert data.source
+    for split, expected in images.items():
+        arrays = getattr(data, split)
+        assert arrays["image"].shape == (SIZES[split], 28, 28, 1)
+        assert arrays["image"].dtype == np.uint8
+        assert same_images(arrays["image"], expected * 255 if name == "binarized_mnist" else expected)
+        if name == "binarized_mnist":
+            assert arrays.keys() == {"image"}
+            assert data.classes == ()
+        else:
+            assert arrays["label"].dtype == np.int32
+            assert len(data.classes) == 10
+            by_image = {image.tobytes(): i % 10 for i, image in enumerate(expected)}
+            assert [by_image[image.tobytes()] for image in arrays["image"]] == arrays["label"].tolist()
+    assert (data.validation is None) == (name != "binarized_mnist")
+
+
+def test_prepared_data_are_not_prepared_again(name, raw, tmp_path):
+    written = prepare(name, raw_dir=raw[0], data_dir=tmp_path / "tfds")
+    assert prepare(name, raw_dir=tmp_path / "nowhere", data_dir=tmp_path / "tfds") == written
+
+
+@pytest.mark.parametrize("name", ["mnist"], indirect=True)
+def test_plain_tfds_reads_it_without_tensorflow(name, raw, tmp_path):
+    prepare(name, raw_dir=raw[0], data_dir=tmp_path)
+    program = """
+import sys
+import tensorflow_datasets as tfds
+source = tfds.data_source("mnist", split="train", data_dir=sys.argv[1])
+stock = tfds.builder("mnist", data_dir=sys.argv[1])
+assert stock.is_prepared() and repr(stock.info.features) == repr(type(stock)._info(stock).features)
+print(len(source), source[0]["image"].shape, source[0]["image"].dtype, 0 <= source[0]["label"] < 10)
+assert "tensorflow" not in sys.modules
+"""
+    command = [sys.executable, "-c", program, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split("\n")[0] == "23 (28, 28, 1) uint8 True"
+
+
+@pytest.mark.parametrize("name", ["binarized_mnist"], indirect=True)
+def test_packed_text_is_accepted_and_truncation_is_named(name, raw, tmp_path):
+    folder, _ = raw
+    for file in RAW[name].sha256:
+        (folder / f"{file}.gz").write_bytes(gzip.compress((folder / file).read_bytes()))
+        (folder / file).unlink()
+    packed = folder / "binarized_mnist_test.amat.gz"
+    whole = packed.read_bytes()
+    packed.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(UserError, match=f"cannot read {packed} .*get it again from"):
+        prepare(name, raw_dir=folder, data_dir=tmp_path / "tfds")
+    assert not (tmp_path / "tfds").exists()
+    packed.write_bytes(whole)
+    assert prepare(name, raw_dir=folder, data_dir=tmp_path / "tfds").is_dir()
+
+
+def test_a_truncated_file_is_named_and_nothing_is_written(name, raw, tmp_path):
+    folder, _ = raw
+    file = RAW[name].splits["test"][0]
+    whole = (folder / file).read_bytes()
+    (folder / file).write_bytes(whole[:-7])
+    with pytest.raises(UserError) as error:
+        prepare(name, raw_dir=folder, data_dir=tmp_path / "tfds")
+    found = hashlib.sha256(whole[:-7]).hexdigest()
+    for part in (str(folder / file), RAW[name].sha256[file], found, f"{len(whole) - 7} bytes"):
+        assert part in str(error.value)
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "tfds").exists()
+
+
+def test_a_missing_file_is_named(name, raw, tmp_path):
+    file = RAW[name].splits["train"][0]
+    (raw[0] / file).unlink()
+    with pytest.raises(UserError, match=f"{file} is missing: {name} is prepared from"):
+        prepare(name, raw_dir=raw[0], data_dir=tmp_path / "tfds")
+
+
+@pytest.mark.parametrize("name", ["mnist"], indirect=True)
+@pytest.mark.parametrize("interruption", [KeyboardInterrupt, OSError(28, "No space left on device")])
+def test_an_interrupted_preparation_leaves_nothing_that_passes_for_whole(
+    name, raw, tmp_path, monkeypatch, interruption
+):
+    def examples(contents):
+        yield np.zeros((28, 28), np.uint8), 0
+        raise interruption
+
+    with monkeypatch.context() as patch:
+        patch.setattr("jaxgen.data.prepare._examples", examples)
+        with pytest.raises((KeyboardInterrupt, UserError)) as error:
+            prepare(name, raw_dir=raw[0], data_dir=tmp_path / "tfds")
+    if error.type is UserError:
+        assert "No space left on device" in str(error.value)
+    assert [path for path in (tmp_path / "tfds").rglob("*") if path.is_file()] == []
+    assert find(name, tmp_path / "tfds") is None
+    assert prepare(name, raw_dir=raw[0], data_dir=tmp_path / "tfds").is_dir()
+
+
+@pytest.mark.parametrize("name", ["mnist"], indirect=True)
+def test_a_killed_preparation_does_not_pass_for_whole(name, raw, tmp_path):
+    written = prepare(name, raw_dir=raw[0], data_dir=tmp_path)
+    written.rename(written.with_name("incomplete.A1B2C3_3.0.1"))  # as TFDS names it until the last moment
+    assert find(name, tmp_path) is None
+    assert prepared(tmp_path) == {}
+
+
+@pytest.mark.parametrize("name", ["mnist"], indirect=True)
+def test_an_unwritable_folder_is_named(name, raw, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(UserError, match=f"cannot write mnist to {tmp_path / 'file' / 'tfds'}"):
+        prepare(name, raw_dir=raw[0], data_dir=tmp_path / "file" / "tfds")
+
+
+def test_only_known_data_sets_are_prepared(tmp_path):
+    with pytest.raises(UserError, match=r"cannot prepare 'mnits' .*mnist, fashion_mnist, binarized_mnist"):
+        prepare("mnits", raw_dir=tmp_path)
+
+
+def test_find_takes_the_newest_version_and_asks_for_a_configuration(tmp_path):
+    for folder in ("a/1.0.0", "a/1.10.0", "a/1.9.0", "b/small/1.0.0", "b/large/2.0.0", "c/only/1.0.0", "d/junk"):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / "dataset_info.json").write_text(json.dumps({}))
+    assert find("a", tmp_path) == tmp_path / "a" / "1.10.0"
+    assert find("a:1.9.0", tmp_path) == tmp_path / "a" / "1.9.0"
+    assert find("b/small", tmp_path) == tmp_path / "b" / "small" / "1.0.0"
+    assert find("b/large:2.0.0", tmp_path) == tmp_path / "b" / "large" / "2.0.0"
+    assert find("c", tmp_path) == tmp_path / "c" / "only" / "1.0.0"
+    assert find("d", tmp_path) is None
+    assert find("small", tmp_path) is None
+    assert find("a:3.0.0", tmp_path) is None
+    with pytest.raises(UserError, match=r"several configurations, name one: b/large, b/small"):
+        find("b", tmp_path)
+
+
+@pytest.fixture
+def server(tmp_path, monkeypatch):
+    """A web server on the loopback interface that serves tmp_path and writes down what it is asked for."""
+    monkeypatch.setenv("no_proxy", "*")
+    asked = []
+
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        def __init__(self, *args):
+            super().__init__(*args, directory=str(tmp_path))
+
+        def log_message(self, *args):
+            asked.append(self.path)
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as web:
+        thread = threading.Thread(target=web.serve_forever, args=(0.01,))
+        thread.start()
+        yield f"http://127.0.0.1:{web.server_port}/raw/", asked
+        web.shutdown()
+        thread.join()
+
+
+def at(url, name, monkeypatch):
+    monkeypatch.setitem(RAW, name, RAW[name]._replace(url=url))
+
+
+def test_download_fetches_what_is_missing(name, raw, server, tmp_path, monkeypatch):
+    url, asked = server
+    at(url, name, monkeypatch)
+    into = tmp_path / "downloads" / name
+    download(name, into)
+    assert sorted(path.name for path in into.iterdir()) == sorted(RAW[name].sha256)
+    assert all((into / file).read_bytes() == (raw[0] / file).read_bytes() for file in RAW[name].sha256)
+    asked.clear()
+    lost = RAW[name].splits["test"][0]
+    (into / lost).write_bytes(b"half")
+    download(name, into)
+    assert asked == [f"/raw/{lost}"]
+    assert (into / lost).read_bytes() == (raw[0] / lost).read_bytes()
+
+
+@pytest.mark.parametrize("name", ["mnist"], indirect=True)
+def test_load_images_downloads_and_prepares(name, raw, server, tmp_path, monkeypatch):
+    at(server[0], name, monkeypatch)
+    data = load_images(name, data_dir=tmp_path / "tfds")
+    assert data.name == "mnist"
+    assert data.notice is None
+    assert same_images(data.train["image"], raw[1]["train"])
+    assert find(name, tmp_path / "tfds")
+    assert (tmp_path / "tfds" / "downloads" / "mnist").is_dir()
+
+
+@pytest.mark.parametrize("name", ["mnist"], indirect=True)
+def test_a_wrong_file_from_the_server_is_refused(name, raw, server, tmp_path, monkeypatch):
+    at(server[0], name, monkeypatch)
+    file = RAW[name].splits["train"][0]
+    (raw[0] / file).write_bytes(b"<html>please log in</html>")
+    with pytest.raises(UserError, match=f"{file}: expected sha256 {RAW[name].sha256[file]}, found .* .26 bytes"):
+        download(name, tmp_path / "into")
+    assert list((tmp_path / "into").iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["mnist"], indirect=True)
+def test_a_file_not_found_is_reported(name, raw, server, tmp_path, monkeypatch):
+    at(server[0] + "elsewhere/", name, monkeypatch)
+    with pytest.raises(UserError, match=r"cannot download .*elsewhere/train-images-idx3-ubyte.gz: .*404"):
+        download(name, tmp_path / "into")
+    assert not (tmp_path / "into").exists()
+
+
+def test_a_server_that_never_answers_is_given_up(tmp_path, monkeypatch):
+    monkeypatch.setenv("no_proxy", "*")
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # connections wait in its backlog for ever
+        at(f"http://127.0.0.1:{silent.getsockname()[1]}/", "mnist", monkeypatch)
+        with pytest.raises(UserError, match=r"cannot download http://127.0.0.1.*(timed out|no answer)"):
+            download("mnist", tmp_path / "into", timeout=0.05)
+    assert not (tmp_path / "into").exists()
+
+
+def test_name_resolution_that_hangs_is_given_up(tmp_path, monkeypatch):
+    monkeypatch.setenv("no_proxy", "*")
+    done, left = threading.Event(), threading.Event()
+
+    def hang(*args, **kwargs):
+        done.wait()
+        left.set()
+        raise socket.gaierror("resolver was hanging")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(socket, "getaddrinfo", hang)
+        with pytest.raises(UserError, match=r"no answer in 0.05 s"):
+            download("mnist", tmp_path / "into", timeout=0.05)
+        done.set()
+        assert left.wait(10)
+
+
+def test_an_unreachable_server_is_reported(tmp_path, monkeypatch):
+    monkeypatch.setenv("no_proxy", "*")
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        port = closed.getsockname()[1]
+    at(f"http://127.0.0.1:{port}/", "mnist", monkeypatch)
+    with pytest.raises(UserError, match=f"cannot download http://127.0.0.1:{port}/.*refused"):
+        download("mnist", tmp_path / "into")
+
+
+@pytest.mark.skipif("JAXGEN_TEST_DATA" not in os.environ, reason="JAXGEN_TEST_DATA names no folder of the real files")
+def test_real_files(name, tmp_path):
+    prepare(name, raw_dir=os.path.join(os.environ["JAXGEN_TEST_DATA"], name), data_dir=tmp_path)
+    data = load_images(name, data_dir=tmp_path, strict=True)
+    splits = {split: arrays for split in SIZES if (arrays := getattr(data, split)) is not None}
+    sizes = {split: len(arrays["image"]) for split, arrays in splits.items()}
+    if name == "binarized_mnist":
+        assert sizes == {"train": 50000, "validation": 10000, "test": 10000}
+        assert set(np.unique(data.train["image"])) == {0, 255}
+        assert 0.12 < data.train["image"].mean() / 255 < 0.14
+    else:
+        assert sizes == {"train": 60000, "test": 10000}
+        assert np.bincount(data.test["label"]).sum() == 10000
+        assert set(data.test["label"]) == set(range(10))
+        mean = {"mnist": 33.3184, "fashion_mnist": 72.9404}[name]  # of the training set, often used to normalise it
+        assert abs(data.train["image"].mean() - mean) < 1e-3

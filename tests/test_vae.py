@@ -1,0 +1,253 @@
+"""The bounds against a model whose likelihood is known: with linear networks and Normal noise, a VAE is probabilistic
+PCA (Tipping & Bishop 1999), x ~ N(b, W W^T + s^2 I)."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from scipy import stats
+
+from jaxgen.distributions import bernoulli, normal
+from jaxgen.evaluate import importance_weighted_nll
+from jaxgen.models.vae import log_mean_exp, vae
+from jaxgen.networks.mlp import MLP
+
+LOGVAR = -1.0  # of the noise
+PIXELS, LATENTS = (2, 2, 1), 3
+
+
+class Linear(nn.Module):
+    """x or z -> an affine function of it."""
+
+    shape: tuple[int, ...]
+    event: int = 1
+    output_bias: nn.initializers.Initializer = nn.initializers.zeros
+
+    @nn.compact
+    def __call__(self, x, condition=None):
+        h = x.reshape(*x.shape[: x.ndim - self.event], -1)
+        h = nn.Dense(int(np.prod(self.shape)), bias_init=self.output_bias)(h)
+        return h.reshape(*h.shape[:-1], *self.shape)
+
+
+def unit(batch, key):
+    return batch / 255
+
+
+def linear(**options):
+    return vae(
+        encoders=[Linear((2 * LATENTS,), event=3)],
+        decoders=[Linear(PIXELS)],
+        latents=[LATENTS],
+        likelihood=normal(LOGVAR),
+        observe=lambda image, key: image / 255,
+        optimizer=optax.sgd(0.01),
+        **options,
+    )
+
+
+@pytest.fixture(scope="module")
+def ppca():
+    """A linear model, its data, parameters with the exact posterior or a wrong one, and the exact log-likelihood."""
+    model = linear()
+    x = jax.random.uniform(jax.random.key(1), (5, *PIXELS))
+    params = model.init(jax.random.key(0), {"image": (255 * x).astype(jnp.uint8)})
+    weight = jax.random.normal(jax.random.key(2), (LATENTS, 4))  # W^T
+    bias = jnp.array([0.1, 0.4, 0.2, 0.5])
+    noise = np.exp(LOGVAR)
+    params["vae"]["decoder_1"]["Dense_0"] = {"kernel": weight, "bias": bias}
+    # p(z | x) = N(M^-1 W^T (x - b), s^2 M^-1) with M = W^T W + s^2 I; diagonal only where W's columns are orthogonal.
+    q, _ = np.linalg.qr(np.asarray(weight).T)
+    orthogonal = (q * np.array([1.0, 0.5, 2.0])).T
+    exact = jax.tree.map(lambda a: a, params)
+    exact["vae"]["decoder_1"]["Dense_0"] = {"kernel": jnp.asarray(orthogonal), "bias": bias}
+    m = (orthogonal**2).sum(1) + noise
+    kernel = np.concatenate([(orthogonal / m[:, None]).T, np.zeros((4, LATENTS))], axis=1)
+    logvar = np.log(noise / m)
+    mu_bias = -np.asarray(bias) @ (orthogonal / m[:, None]).T
+    exact["vae"]["encoder_1"]["Dense_0"] = {
+        "kernel": jnp.asarray(kernel, jnp.float32),
+        "bias": jnp.asarray(np.concatenate([mu_bias, logvar]), jnp.float32),
+    }
+
+    def log_likelihood(params):
+        w, b = (np.asarray(params["vae"]["decoder_1"]["Dense_0"][k], np.float64) for k in ("kernel", "bias"))
+        return stats.multivariate_normal(b, w.T @ w + noise * np.eye(4)).logpdf(np.asarray(x).reshape(5, 4))
+
+    return model, x, params, exact, log_likelihood
+
+
+def test_elbo_is_the_log_likelihood_where_the_posterior_is_exact(ppca):
+    model, x, _, exact, log_likelihood = ppca
+    batch = {"image": 255 * x}
+    keys = jax.random.split(jax.random.key(3), 20_000)
+    elbo = jax.vmap(lambda key: model.evaluate(exact, batch, key)["elbo"])(keys)
+    error = np.asarray(elbo.std(0)) / np.sqrt(len(keys))
+    assert (np.abs(elbo.mean(0) - log_likelihood(exact)) < 4 * error + 1e-4).all()
+    # And with the exact posterior every single weight is the likelihood: no variance at all.
+    log_w = model.log_weights(exact, x, jax.random.key(4), 7)
+    np.testing.assert_allclose(log_w, np.broadcast_to(log_likelihood(exact), (7, 5)), atol=1e-4)
+
+
+def test_elbo_misses_the_log_likelihood_by_the_kl_to_the_true_posterior(ppca):
+    model, x, params, _, log_likelihood = ppca
+    w, b = (np.asarray(params["vae"]["decoder_1"]["Dense_0"][k], np.float64) for k in ("kernel", "bias"))
+    precision = w @ w.T / np.exp(LOGVAR) + np.eye(LATENTS)
+    covariance = np.linalg.inv(precision)
+    mean = (np.asarray(x).reshape(5, 4) - b) @ w.T / np.exp(LOGVAR) @ covariance
+    mu, logvar = (np.asarray(a, np.float64) for a in model.encode(params, x))
+    gap = [
+        0.5
+        * (
+            (precision * np.diag(np.exp(s))).sum()
+            + (m - mu_) @ precision @ (m - mu_)
+            - LATENTS
+            - s.sum()
+            - np.linalg.slogdet(precision)[1]
+        )
+        for mu_, s, m in zip(mu, logvar, mean, strict=True)
+    ]
+    keys = jax.random.split(jax.random.key(3), 50_000)
+    elbo = jax.vmap(lambda key: model.evaluate(params, {"image": 255 * x}, key)["elbo"])(keys)
+    error = np.asarray(elbo.std(0)) / np.sqrt(len(keys))
+    assert (np.abs(elbo.mean(0) - (log_likelihood(params) - gap)) < 4 * error).all()
+
+
+def test_importance_weighted_nll_converges_to_the_log_likelihood(ppca):
+    model, x, params, _, log_likelihood = ppca
+    # rows smaller than K: the weights of one example are drawn in parts; K not divisible by them; 5 examples, odd groups
+    arrays = {"image": np.asarray(255 * x)}
+    nll = importance_weighted_nll(model.observe, model.log_weights, num_samples=200_003, rows=30_000)
+    nll = nll(params, arrays, jax.random.key(0))
+    np.testing.assert_allclose(-nll, log_likelihood(params), atol=0.03)
+
+
+def test_nll_does_not_depend_on_how_it_is_cut(ppca):
+    model, x, _, exact, log_likelihood = ppca
+    for rows, num_samples in [(1, 3), (2, 1), (7, 2), (1000, 4), (3, 10)]:
+        nll = importance_weighted_nll(model.observe, model.log_weights, num_samples=num_samples, rows=rows)
+        nll = nll(exact, {"image": np.asarray(255 * x)}, jax.random.key(0))
+        np.testing.assert_allclose(-nll, log_likelihood(exact), atol=1e-4)
+
+
+def test_bound_grows_with_k(ppca):
+    model, x, params, _, log_likelihood = ppca
+    keys = jax.random.split(jax.random.key(5), 4000)
+    bounds = [
+        float(jax.vmap(lambda key, k=k: log_mean_exp(model.log_weights(params, x, key, k)))(keys).mean())
+        for k in (1, 2, 8, 64)
+    ]
+    assert bounds == sorted(bounds)
+    assert bounds[-1] < log_likelihood(params).mean() + 0.01
+
+
+def two_layers(**options):
+    return vae(
+        encoders=[MLP((8,), (6,), event=3), MLP((8,), (4,))],
+        decoders=[MLP((8,), PIXELS), MLP((8,), (6,))],
+        latents=[3, 2],
+        likelihood=bernoulli(),
+        observe=lambda image, key: image / 255,
+        optimizer=optax.sgd(0.01),
+        **options,
+    )
+
+
+@pytest.mark.parametrize("make", [linear, two_layers])
+def test_doubly_reparameterized_gradient_has_the_mean_of_the_plain_one(make):
+    """Tucker et al. 2019: the same expectation, for the decoder the same value at every draw, for the encoder less variance."""
+    plain, dreg = make(num_samples=4), make(num_samples=4, doubly_reparameterized=True)
+    batch = {"image": 255 * jnp.round(jax.random.uniform(jax.random.key(1), (2, *PIXELS)))}
+    params = plain.init(jax.random.key(0), batch)
+    keys = jax.random.split(jax.random.key(2), 20_000)
+
+    def gradients(model):
+        def one(key):
+            (value, _), grad = jax.value_and_grad(model.objectives[0].loss, has_aux=True)(params, batch, key)
+            return value, grad["vae"]
+
+        return jax.jit(lambda: jax.lax.map(one, keys, batch_size=1000))()
+
+    (value, grad), (other_value, other) = gradients(plain), gradients(dreg)
+    np.testing.assert_allclose(value, other_value, rtol=1e-5, atol=1e-5)
+    for name in grad:
+        for a, b in zip(jax.tree.leaves(grad[name]), jax.tree.leaves(other[name]), strict=True):
+            if name.startswith("decoder"):
+                np.testing.assert_allclose(a, b, atol=2e-5)
+            else:
+                error = np.sqrt((np.var(a, 0) + np.var(b, 0)) / len(keys))
+                assert (np.abs(a.mean(0) - b.mean(0)) <= 5 * error + 1e-6).all(), name
+
+
+def test_two_layers_bound_is_a_bound():
+    """Brute force: over all binary images of four pixels the estimated probabilities sum to 1."""
+    model = two_layers()
+    x = jnp.stack(jnp.meshgrid(*[jnp.arange(2.0)] * 4, indexing="ij"), -1).reshape(16, *PIXELS)
+    params = model.init(jax.random.key(0), {"image": 255 * x})
+    params = jax.tree.map(lambda p: 0.5 * p, params)  # nearer to the prior, where the weights vary less
+    log_w = model.log_weights(params, x, jax.random.key(1), 20_000)
+    total = float(jnp.exp(log_mean_exp(log_w)).sum())
+    np.testing.assert_allclose(total, 1, atol=0.02)
+
+
+def test_free_bits_warmup_and_beta():
+    batch = {"image": (255 * jax.random.uniform(jax.random.key(1), (4, *PIXELS))).astype(jnp.uint8)}
+    key = jax.random.key(2)
+    model = two_layers(beta=3.0)
+    params = model.init(jax.random.key(0), batch)
+    loss, aux = model.objectives[0].loss(params, batch, key)
+    np.testing.assert_allclose(loss, -aux.metrics["reconstruction"] + 3 * aux.metrics["kl"], rtol=1e-5)
+
+    model = linear(free_bits=50.0)  # far above what an untrained posterior says
+    params = model.init(jax.random.key(0), batch)
+    loss, aux = model.objectives[0].loss(params, batch, key)
+    np.testing.assert_allclose(loss, -aux.metrics["reconstruction"] + 50 * LATENTS, rtol=1e-5)
+
+    model = linear(warmup_steps=4)
+    params = model.init(jax.random.key(0), batch)
+    for step in range(6):
+        loss, aux = model.objectives[0].loss(params, batch, key)
+        np.testing.assert_allclose(
+            loss, -aux.metrics["reconstruction"] + min(step / 4, 1) * aux.metrics["kl"], rtol=1e-5
+        )
+        params = params | aux.writes
+
+
+def test_condition_reaches_encoder_decoder_and_samples():
+    model = vae(
+        encoders=[MLP((8,), (4,), event=3)],
+        decoders=[MLP((8,), PIXELS)],
+        latents=[2],
+        likelihood=bernoulli(),
+        observe=lambda image, key: image / 255,
+        optimizer=optax.sgd(0.01),
+        num_classes=3,
+    )
+    x = jax.random.uniform(jax.random.key(1), (2, *PIXELS))
+    params = model.init(jax.random.key(0), {"image": 255 * x, "label": jnp.zeros(2, jnp.int32)})
+    zero, one = jnp.zeros(2, jnp.int32), jnp.ones(2, jnp.int32)
+    assert not np.allclose(model.encode(params, x, zero)[0], model.encode(params, x, one)[0])
+    z = jnp.zeros((2, 2))
+    assert not np.allclose(model.decode(params, z, zero), model.decode(params, z, one))
+    key = jax.random.key(3)
+    assert not np.array_equal(model.sample(params, key, 2, zero), model.sample(params, key, 2, one))
+
+
+@pytest.mark.parametrize(
+    "options", [{"num_samples": 2, "free_bits": 1.0}, {"doubly_reparameterized": True}, {"latents": [1, 2]}]
+)
+def test_options_that_do_not_fit_are_refused(options):
+    with pytest.raises(ValueError, match="num_samples|equal"):
+        vae(
+            **{
+                "encoders": [Linear((6,), event=3)],
+                "decoders": [Linear(PIXELS)],
+                "latents": [3],
+                "likelihood": bernoulli(),
+                "observe": unit,
+                "optimizer": optax.sgd(0.1),
+            }
+            | options
+        )
