@@ -4,7 +4,7 @@ By default the model of Burda et al. 2015 with one stochastic layer (784-200-200
 that its test likelihood can stand beside their Table 1.
 """
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -142,8 +142,8 @@ def networks(shape: tuple[int, ...], options: ModelConfig) -> dict:
     output = (*shape[:-1], shape[-1] * width)
     if len(options.hidden) != len(options.latents):
         raise UserError(
-            f"--model.hidden has {len(options.hidden)} numbers and --model.latents {len(options.latents)}: expected one "
-            "of each for every stochastic layer"
+            f"--model.hidden has {len(options.hidden)} numbers and --model.latents {len(options.latents)}: "
+            "expected one of each for every stochastic layer"
         )
     if options.network == "conv":
         if len(options.latents) > 1:

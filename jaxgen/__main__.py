@@ -53,9 +53,9 @@ def sample(directory: Path, args: list[str]) -> None:
     import jax
     import numpy as np
 
-    from jaxgen import log, report, run
+    from jaxgen import folder, log, report, run
 
-    record, module, config = run.load_run(directory)
+    record, module, config = folder.load_run(directory)
     own, controls = _parse(Sample, config.sample, f"sample {directory}", args)
     if own.num < 1:
         raise UserError(f"--num {own.num}: expected at least 1")
@@ -71,9 +71,9 @@ def sample(directory: Path, args: list[str]) -> None:
 
 
 def evaluate(directory: Path, args: list[str]) -> None:
-    from jaxgen import run
+    from jaxgen import folder, run
 
-    record, module, config = run.load_run(directory)
+    record, module, config = folder.load_run(directory)
     own, options = _parse(Evaluate, config.evaluate, f"evaluate {directory}", args)
     run.cache_compilations()
     where = config.data.dir if own.data_dir is None else own.data_dir
@@ -107,7 +107,8 @@ def main(args: list[str]) -> None:
         args = ["prepare", *args[2:]]
     commands = {"sample": sample, "evaluate": evaluate, "prepare": prepare}
     if not args or args[0] in ("-h", "--help"):
-        return print(USAGE)
+        print(USAGE)
+        return
     if args[0] not in commands:
         close = difflib.get_close_matches(args[0], [*commands, "data"], n=1)
         raise UserError(f"no command {args[0]!r}{f'; did you mean {close[0]}?' if close else ''}\n{USAGE}")

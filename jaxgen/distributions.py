@@ -17,7 +17,7 @@ LOG_2PI = 1.8378770664093453
 
 
 def bernoulli_log_prob(x: Array, logits: Array) -> Array:
-    """log Bernoulli(x; sigmoid(logits)), x in [0, 1].
+    """Log Bernoulli(x; sigmoid(logits)), x in [0, 1].
 
     log sigmoid is written out: the sum below is finite for every logit and 1.8 times faster than `jax.nn.softplus`.
     """
@@ -25,7 +25,7 @@ def bernoulli_log_prob(x: Array, logits: Array) -> Array:
 
 
 def normal_log_prob(x: Array, mu: Array, logvar: Array) -> Array:
-    """log N(x; mu, exp(logvar))."""
+    """Log N(x; mu, exp(logvar))."""
     return -0.5 * (LOG_2PI + logvar + (x - mu) ** 2 * jnp.exp(-logvar))
 
 

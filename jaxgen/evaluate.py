@@ -19,7 +19,7 @@ class Estimate(NamedTuple):
     error: float
 
     def __str__(self) -> str:
-        return f"{self.mean:.2f} ± {self.error:.2f}"
+        return f"{self.mean:.2f} ± {self.error:.2f}" if self.error else f"{self.mean:.2f}"
 
 
 def estimate(values: np.ndarray) -> Estimate:

@@ -1,34 +1,27 @@
 """A run folder from its first step to its report.
 
 An experiment is a module of `experiments/` with a dataclass `Config`, `load(config) -> Dataset` and
-`build(config, spec) -> Experiment`. `build` sees of the data only their shapes, so that a run folder can be sampled where
+`build(config, spec) -> Experiment`. `build` sees only the shapes of the data, so that a run folder can be sampled where
 no data are.
 """
 
 import difflib
-import importlib
 import os
-import platform
-import re
 import shlex
-import shutil
 import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
 from functools import partial
-from importlib import metadata
 from pathlib import Path
-from types import ModuleType
 from typing import Any, NamedTuple
 
 import jax
-import msgspec
 import numpy as np
+from jax.sharding import Mesh
 
-from jaxgen import log, parallel, report
+from jaxgen import folder, log, parallel, report
 from jaxgen.checkpoint import Checkpoints
 from jaxgen.config import Config
 from jaxgen.data.source import Arrays, Dataset, Spec, batch_indices, gather
@@ -36,7 +29,7 @@ from jaxgen.errors import UserError
 from jaxgen.evaluate import Estimate, evaluate
 from jaxgen.step import init_state, make_step
 from jaxgen.train import Hook, train
-from jaxgen.types import Key, Model, Params, TrainState
+from jaxgen.types import Batch, Key, Model, Params, TrainState
 
 Figures = dict[str, Estimate]
 
@@ -114,126 +107,6 @@ def errors_in_one_line() -> Iterator[None]:
         sys.exit(130)
 
 
-# Run folders ----------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Record:
-    """config.json: how a run folder came to be."""
-
-    experiment: str
-    command: str
-    config: dict[str, Any]
-    data: Spec
-    source: str
-    notice: str | None
-    versions: dict[str, str]
-    device: str
-
-
-def load_run(directory: Path) -> tuple[Record, ModuleType, Config]:
-    """Reads a run folder: its record, the module of its experiment, its configuration.
-
-    Raises:
-      UserError: it is no run folder, or of an experiment that does not exist or has changed.
-    """
-    record = read_record(directory)
-    if record is None:
-        raise UserError(f"{directory} is not a run folder (it has no config.json): give the --workdir of a run")
-    name = record.experiment
-    if not re.fullmatch(r"[A-Za-z_]\w*", name) or importlib.util.find_spec(f"experiments.{name}") is None:
-        raise UserError(f"{directory}/config.json names the experiment {name!r}, and experiments/ holds none of it")
-    module = importlib.import_module(f"experiments.{name}")
-    try:
-        config = msgspec.convert(record.config, module.Config, dec_hook=lambda kind, value: kind(value))
-    except msgspec.ValidationError as error:
-        raise UserError(f"{directory}/config.json does not fit today's experiments.{name}: {error}") from None
-    return record, module, replace(config, workdir=directory)
-
-
-def restore_params(config: Config, model: Model, spec: Spec) -> tuple[int, Params]:
-    """The step of the newest checkpoint, and its parameters: their moving average where there is one."""
-    checkpoints = Checkpoints(config.workdir / "checkpoints")
-    if checkpoints.latest_step() is None:
-        raise UserError(f"{config.workdir} has no checkpoint yet: run its experiment first")
-    template = abstract_state(model, spec, ema=config.optimizer.ema_decay is not None)
-    state = checkpoints.restore(parallel.replicated(template, parallel.make_mesh()))
-    checkpoints.close()
-    return int(state.step), use(state)
-
-
-def use(state: TrainState) -> Params:
-    """The parameters to evaluate and to sample with."""
-    return state.params if state.ema is None else state.ema
-
-
-def abstract_state(model: Model, spec: Spec, *, ema: bool) -> TrainState:
-    """The shapes of a state."""
-    batch = {name: jax.ShapeDtypeStruct((1, *shape), dtype) for name, (shape, dtype) in spec.entries.items()}
-    return jax.eval_shape(partial(init_state, model, ema=ema), jax.random.key(0), batch)
-
-
-def read_record(directory: Path) -> Record | None:
-    path = directory / "config.json"
-    try:
-        return msgspec.json.decode(path.read_bytes(), type=Record) if path.exists() else None
-    except (msgspec.MsgspecError, OSError) as error:
-        raise UserError(f"{path} cannot be read ({error}): mend it, or start afresh with --run.overwrite") from None
-
-
-def claim(directory: Path, record: Record, *, overwrite: bool) -> None:
-    """Makes the folder this run's, or goes on in it.
-
-    Raises:
-      UserError: it belongs to something else, or cannot be written.
-    """
-    try:
-        if overwrite and (directory / "config.json").exists():
-            shutil.rmtree(directory)
-        directory.mkdir(parents=True, exist_ok=True)
-        earlier = read_record(directory)
-        if earlier is None:
-            if any(directory.iterdir()):
-                raise UserError(f"{directory} is not empty and not a run folder: give another --workdir")
-            log.replace(directory / "config.json", msgspec.json.format(msgspec.json.encode(record), indent=2) + b"\n")
-            return
-    except OSError as error:
-        raise UserError(f"cannot write to {directory} ({error.strerror}): give another --workdir") from None
-    differences = [
-        f"--{name} was {old}, is {new}" for name, old, new in _differences(identity(earlier), identity(record))
-    ]
-    if differences:
-        raise UserError(
-            f"{directory} holds a run of another configuration ({'; '.join(differences)}): "
-            "repeat its flags to go on, give another --workdir, or start afresh with --run.overwrite"
-        )
-
-
-def identity(record: Record) -> dict[str, Any]:
-    """What two runs must share for one to go on from the other; how a run is watched and measured is not part of it."""
-    config = {k: v for k, v in record.config.items() if k not in ("workdir", "run", "evaluate", "sample")}
-    config["data"] = {k: v for k, v in config["data"].items() if k not in ("dir", "strict", "name")}
-    return {"experiment": record.experiment} | config | {"data.name": record.data.name}
-
-
-def _differences(old: Any, new: Any, name: str = "") -> Iterator[tuple[str, Any, Any]]:
-    if isinstance(old, dict) and isinstance(new, dict):
-        for key in old | new:
-            yield from _differences(old.get(key), new.get(key), f"{name}.{key}" if name else key)
-    elif old != new:
-        yield name.replace("_", "-"), old, new
-
-
-def versions() -> dict[str, str]:
-    names = ("jaxgen", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
-    return {"python": platform.python_version()} | {name: metadata.version(name) for name in names}
-
-
-def device() -> str:
-    """Such as "1 x NVIDIA H100" or "1 x cpu"."""
-    return f"{jax.device_count()} x {jax.devices()[0].device_kind}"
-
-
 def cache_compilations() -> None:
     """Keeps compiled programs in the user's cache folder, so that the second start need not compile again."""
     import platformdirs
@@ -244,95 +117,126 @@ def cache_compilations() -> None:
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
 
 
-# A run ----------------------------------------------------------------------------------------------------------------
-
-
 def run(config: Config, load: Callable, build: Callable, name: str, command: str) -> None:
     """Trains, evaluates and reports; goes on where an earlier run of the same configuration stopped."""
     began = time.perf_counter()
-    directory = config.workdir
     cache_compilations()
+    folder.check_writable(config.workdir)
     mesh = parallel.make_mesh()
     parallel.check_batch_size(config.batch_size, mesh)
     data = load(config)
     if data.notice:
         print(f"notice: {data.notice}", file=sys.stderr)
     experiment = built(build, config, data.spec)
-    builtins = msgspec.to_builtins(config, enc_hook=str)
-    record = Record(name, command, builtins, data.spec, data.source, data.notice, versions(), device())
-    claim(directory, record, overwrite=config.run.overwrite)
+    record = folder.record_of(name, command, config, data)
+    directory = config.workdir
+    folder.claim(directory, record, overwrite=config.run.overwrite)
 
-    key = jax.random.key(config.seed)
-    model, ema = experiment.model, config.optimizer.ema_decay
     checkpoints = Checkpoints(directory / "checkpoints", keep=config.run.keep)
     start = checkpoints.latest_step() or 0
-    if start >= config.steps and (figures := _figures(directory)):
-        checkpoints.close()
+    figures = _figures(directory) if start >= config.steps else None
+    if figures:
         print(f"{directory} is finished at step {start}: nothing left to do")
-        return _summary(experiment, directory, figures, config)
-    if start:
-        state = checkpoints.restore(parallel.replicated(abstract_state(model, data.spec, ema=ema is not None), mesh))
-        print(f"going on from step {start} in {directory}")
     else:
-        rows = batch_indices(len(data), min(len(data), 10_000), seed=config.seed, start=0, stop=1)[0]
-        state = parallel.compile_init(partial(init_state, model, ema=ema is not None), mesh)(
-            key, gather(data.train, rows)
+        if start:
+            print(f"going on from step {start} in {directory}")
+        writer = log.Log(
+            directory,
+            start=start,
+            stop=config.steps,
+            batch_size=config.batch_size,
+            every=config.run.log_every,
+            unit=experiment.unit,
+            protocol=experiment.protocol,
         )
+        state = _train(config, experiment, data, mesh, checkpoints, writer)
+        step = int(state.step)
+        if step == config.steps:
+            figures = measure(experiment, evaluation_params(state), data.test)
+            figures["time of this start, seconds"] = Estimate(time.perf_counter() - began, 0.0)
+            writer.write(step, {"figures": {name: list(value) for name, value in figures.items()}})
+        writer.close()
+        _write_report(experiment, directory, record, figures or {})
+    checkpoints.close()
+    if figures:
+        _summary(experiment, config, figures)
+    else:
+        print(f"stopped and saved at step {step} of {config.steps}: the same command goes on from there")
 
-    writer = log.Log(
-        directory,
-        start=start,
-        stop=config.steps,
-        batch_size=config.batch_size,
-        every=config.run.log_every,
-        unit=experiment.unit,
-        protocol=experiment.protocol,
-    )
+
+def _train(
+    config: Config, experiment: Experiment, data: Dataset, mesh: Mesh, checkpoints: Checkpoints, writer: log.Log
+) -> TrainState:
+    """From the newest checkpoint, or from nothing, to the last step or a signal; the state that it ends in is saved."""
+    model, ema_decay, seed = experiment.model, config.optimizer.ema_decay, config.seed
     held_out = data.validation or data.test
     shown = {name: array[:64] for name, array in held_out.items()}
     compiled_evaluate, fixed_key = jax.jit(model.evaluate), jax.random.key(0)  # the same noise at each evaluation
 
-    def batches(start: int, stop: int):
-        indices = batch_indices(len(data), config.batch_size, seed=config.seed, start=start, stop=stop)
+    def batches(start: int, stop: int) -> Batch:
+        indices = batch_indices(len(data), config.batch_size, seed=seed, start=start, stop=stop)
         return parallel.put_chunk(gather(data.train, indices), mesh)
 
     def on_evaluate(step: int, state: TrainState) -> None:
-        params = use(state)
+        params = evaluation_params(state)
         values = evaluate(compiled_evaluate, params, held_out, fixed_key)
         writer.metrics(step, "test", {name: value.mean for name, value in values.items()})
         writer.say(f"step {step}  test  " + "  ".join(f"{name} {value.mean:.4g}" for name, value in values.items()))
         for caption, picture in experiment.pictures(params, shown, fixed_key).items():
-            path = directory / "samples" / f"{caption.replace(' ', '_')}_{step:07d}.png"
+            path = config.workdir / "samples" / f"{caption.replace(' ', '_')}_{step:07d}.png"
             log.replace(path, report.png(picture))
 
-    with _stop_on_signal() as stopping:
+    if checkpoints.latest_step() is None:
+        init = parallel.compile_init(partial(init_state, model, ema=ema_decay is not None), mesh)
+        some = batch_indices(len(data), min(len(data), 10_000), seed=seed, start=0, stop=1)[0]
+        state = init(jax.random.key(seed), gather(data.train, some))
+    else:
+        template = abstract_state(model, data.spec, ema=ema_decay is not None)
+        state = checkpoints.restore(parallel.replicated(template, mesh))
+
+    with _stop_on_signal() as should_stop:
         state = train(
             state,
-            parallel.compile_steps(make_step(model, ema_decay=ema), mesh),
+            parallel.compile_steps(make_step(model, ema_decay=ema_decay), mesh),
             batches,
             stop=config.steps,
             chunk=config.run.chunk,
             hooks=[
-                Hook(config.run.checkpoint_every, checkpoints.save),
                 Hook(config.run.evaluate_every, on_evaluate),
+                Hook(config.run.checkpoint_every, checkpoints.save),
             ],
             on_progress=writer.progress,
-            should_stop=stopping,
+            should_stop=should_stop,
         )
-        step = int(state.step)
-        checkpoints.save(step, state)
-        checkpoints.close()
-    if step < config.steps:
-        writer.close()
-        print(f"stopped and saved at step {step} of {config.steps}: the same command goes on from there")
-        return
+        checkpoints.save(int(state.step), state)
+        checkpoints.wait()
+    return state
 
-    figures = measure(experiment, use(state), data.test)
-    figures["time of this start, seconds"] = Estimate(time.perf_counter() - began, 0.0)
-    writer.write(step, {"figures": {name: list(value) for name, value in figures.items()}})
-    writer.close()
-    _write_report(experiment, directory, record, figures)
-    _summary(experiment, directory, figures, config)
+
+def restore_params(config: Config, model: Model, spec: Spec) -> tuple[int, Params]:
+    """The step of the newest checkpoint of a run, and the parameters to evaluate and to sample with.
+
+    Raises:
+      UserError: there is none yet.
+    """
+    checkpoints = Checkpoints(config.workdir / "checkpoints")
+    if checkpoints.latest_step() is None:
+        raise UserError(f"{config.workdir} has no checkpoint yet: run its experiment first")
+    template = abstract_state(model, spec, ema=config.optimizer.ema_decay is not None)
+    state = checkpoints.restore(parallel.replicated(template, parallel.make_mesh()))
+    checkpoints.close()
+    return int(state.step), evaluation_params(state)
+
+
+def abstract_state(model: Model, spec: Spec, *, ema: bool) -> TrainState:
+    """The shapes of a state, known without any data."""
+    batch = {name: jax.ShapeDtypeStruct((1, *shape), dtype) for name, (shape, dtype) in spec.entries.items()}
+    return jax.eval_shape(partial(init_state, model, ema=ema), jax.random.key(0), batch)
+
+
+def evaluation_params(state: TrainState) -> Params:
+    """The moving average of the parameters where there is one, the parameters where not."""
+    return state.params if state.ema is None else state.ema
 
 
 def measure(experiment: Experiment, params: Params, arrays: Arrays) -> Figures:
@@ -374,7 +278,7 @@ def _figures(directory: Path) -> Figures | None:
     return {name: Estimate(*value) for name, value in found[-1].items()} if found else None
 
 
-def _write_report(experiment: Experiment, directory: Path, record: Record, figures: Figures) -> None:
+def _write_report(experiment: Experiment, directory: Path, record: folder.Record, figures: Figures) -> None:
     newest: dict[str, Path] = {}
     for path in sorted((directory / "samples").glob("*_*.png")):
         newest[path.stem.rpartition("_")[0].replace("_", " ")] = path
@@ -386,17 +290,17 @@ def _write_report(experiment: Experiment, directory: Path, record: Record, figur
         rows=log.read(directory),
         facts={"data": f"{record.data.name}: {record.source}", "device": record.device}
         | record.versions
-        | {name: value for name, value, _ in _differences(record.config, {})},
+        | {name: value for name, value, _ in folder.differences(record.config, {})},
         notice=record.notice,
     )
     log.replace(directory / "report.html", page.encode())
 
 
-def _summary(experiment: Experiment, directory: Path, figures: Figures, config: Config) -> None:
-    width = max(len(name) for name in figures)
-    print(f"\n{experiment.title}: {config.steps:,} steps on {device()}")
+def _summary(experiment: Experiment, config: Config, figures: Figures) -> None:
+    width, directory = max(len(name) for name in figures), shlex.quote(str(config.workdir))
+    print(f"\n{experiment.title}: {config.steps:,} steps on {folder.device()}")
     for name, value in figures.items():
         print(f"  {name:<{width}}  {value}")
-    print(f"\nfiles  {directory}/report.html, metrics.jsonl, samples/, checkpoints/")
-    print(f"next   python -m jaxgen sample {shlex.quote(str(directory))} --num 64 --out grid.png")
-    print(f"       python -m jaxgen evaluate {shlex.quote(str(directory))} --help")
+    print(f"\nfiles  {directory}/report.html, samples/, metrics.jsonl, checkpoints/")
+    print(f"next   python -m jaxgen sample {directory} --num 64 --out grid.png")
+    print(f"       python -m jaxgen evaluate {directory} --help")

@@ -31,9 +31,9 @@ def make_step(model: Model, *, ema_decay: float | None = None, axis_name: str | 
     Args:
       model: what to train.
       ema_decay: decay per step of the moving average of the parameters; None keeps none.
-      axis_name: the mapped axis when the step runs under `jax.pmap`, `jax.shard_map` or `jax.vmap` over shards of the
-        batch. Gradients, metrics and writes are then averaged over it, and every shard draws its own noise. Under a
-        plain `jax.jit` (on one device, or sharded by the compiler over many) leave it None.
+      axis_name: the mapped axis when the step runs under `jax.pmap` or `jax.shard_map` over shards of the batch.
+        Gradients, metrics and writes are then averaged over it, and every shard draws its own noise. Under a plain
+        `jax.jit` (on one device, or sharded by the compiler over many) leave it None.
     """
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:

@@ -55,6 +55,7 @@ def train(
       stop: number of steps after which training ends.
       chunk: most steps in one dispatch. A chunk never crosses a step at which a hook is due.
       hooks: called in order, when every step before them has finished.
+      should_stop: asked after every chunk.
       on_progress: called once for every chunk, one chunk late.
     """
     clock = time.perf_counter()

@@ -41,7 +41,7 @@ class Model:
     """What every family provides; a family that has more to offer (encode, decode, ...) derives from it.
 
     Attributes:
-      init: `(key, batch) -> params`; the batch gives shapes and dtypes, and the mean where an output layer starts there.
+      init: `(key, batch) -> params`; the batch gives shapes and dtypes, and the mean at which an output may start.
       objectives: a variational autoencoder or an autoregressive model has one, an adversarial model two.
       evaluate: `(params, batch, key) -> {name: [B]}`, per example, so that an evaluation is its masked mean.
       sample: `(params, key, n, condition=None, **controls) -> [n, ...]`, of the shape and dtype of the stored data.

@@ -12,6 +12,7 @@ from jax.sharding import PartitionSpec as P
 from jaxgen.networks.convolution import Conv, ConvTranspose, conv, conv_transpose
 
 ORDER = ("NHWC", "HWIO", "NHWC")
+QUICK = {"xla_backend_optimization_level": 0}  # these tests spend their time on compiling
 
 
 def plain_conv(x, kernel, *, stride, padding="SAME"):
@@ -40,9 +41,9 @@ def everything(f):
 
 
 def both(name, derive, **options):
-    """`derive` of ours and of the plain one as a single program, since these tests spend their time on compiling."""
+    """`derive` of ours and of the plain one, as a single program."""
     mine, plain = (derive(partial(f, **options)) for f in PAIRS[name])
-    return jax.jit(lambda *args: (mine(*args), plain(*args)), compiler_options={"xla_backend_optimization_level": 0})
+    return jax.jit(lambda *args: (mine(*args), plain(*args)), compiler_options=QUICK)
 
 
 def arrays(size, window, batch=2, channels=(2, 3), dtype=jnp.float32):
@@ -53,7 +54,7 @@ def arrays(size, window, batch=2, channels=(2, 3), dtype=jnp.float32):
 def assert_close(actual, expected, tolerance=1e-4):
     """Relative to the largest entry of each array: sums of products of both signs have no smaller scale."""
     for a, b in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
-        assert a.shape == b.shape and a.dtype == b.dtype
+        assert (a.shape, a.dtype) == (b.shape, b.dtype)
         a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
         np.testing.assert_allclose(a, b, rtol=0, atol=tolerance * np.abs(b).max())
 
@@ -151,16 +152,21 @@ def test_modules_equal_linen(mine, linen, kernel_size, stride):
     window = kernel_size if isinstance(kernel_size, tuple) else (kernel_size,) * 2
     x, _ = arrays((5, 6), window)
     mine, linen = mine(7, kernel_size=kernel_size, stride=stride), linen(7, window, strides=stride)
-    params = jax.jit(mine.init)(jax.random.key(3), x)
-    assert_close(params, jax.jit(linen.init)(jax.random.key(3), x), 1e-6)
-    params = jax.tree.map(lambda p: p + 0.1, params)  # a bias of zero would not show
-    assert_close(jax.jit(mine.apply)(params, x), jax.jit(linen.apply)(params, x))
+
+    @partial(jax.jit, compiler_options=QUICK)
+    def run(key):
+        params = mine.init(key, x)
+        shifted = jax.tree.map(lambda p: p + 0.1, params)  # a bias of zero would not show
+        return (params, mine.apply(shifted, x)), (linen.init(key, x), linen.apply(shifted, x))
+
+    assert_close(*run(jax.random.key(3)))
 
 
 def test_module_options():
     x, _ = arrays((5, 6), (4, 4))
-    y, params = ConvTranspose(7, use_bias=False, dtype=jnp.bfloat16).init_with_output(jax.random.key(0), x)
-    assert y.shape == (2, 10, 12, 7) and y.dtype == jnp.bfloat16
+    module = ConvTranspose(7, use_bias=False, dtype=jnp.bfloat16)
+    y, params = jax.eval_shape(module.init_with_output, jax.random.key(0), x)
+    assert (y.shape, y.dtype) == ((2, 10, 12, 7), jnp.bfloat16)
     assert jax.tree.map(lambda p: (p.shape, p.dtype), params) == {"params": {"kernel": ((4, 4, 2, 7), jnp.float32)}}
 
 

@@ -1,5 +1,6 @@
 """The bounds against a model whose likelihood is known: with linear networks and Normal noise, a VAE is probabilistic
-PCA (Tipping & Bishop 1999), x ~ N(b, W W^T + s^2 I)."""
+PCA (Tipping & Bishop 1999), x ~ N(b, W W^T + s^2 I).
+"""
 
 import flax.linen as nn
 import jax
@@ -7,11 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from conformance import check_model
 from scipy import stats
 
+from jaxgen.data.decode import dynamic_binarize
 from jaxgen.distributions import bernoulli, normal
 from jaxgen.evaluate import importance_weighted_nll
 from jaxgen.models.vae import log_mean_exp, vae
+from jaxgen.networks import conv
 from jaxgen.networks.mlp import MLP
 
 LOGVAR = -1.0  # of the noise
@@ -117,7 +121,7 @@ def test_elbo_misses_the_log_likelihood_by_the_kl_to_the_true_posterior(ppca):
 
 def test_importance_weighted_nll_converges_to_the_log_likelihood(ppca):
     model, x, params, _, log_likelihood = ppca
-    # rows smaller than K: the weights of one example are drawn in parts; K not divisible by them; 5 examples, odd groups
+    # Fewer rows than K, and K no multiple: the weights of one example are drawn in parts.
     arrays = {"image": np.asarray(255 * x)}
     nll = importance_weighted_nll(model.observe, model.log_weights, num_samples=200_003, rows=30_000)
     nll = nll(params, arrays, jax.random.key(0))
@@ -157,7 +161,7 @@ def two_layers(**options):
 
 @pytest.mark.parametrize("make", [linear, two_layers])
 def test_doubly_reparameterized_gradient_has_the_mean_of_the_plain_one(make):
-    """Tucker et al. 2019: the same expectation, for the decoder the same value at every draw, for the encoder less variance."""
+    """Tucker et al. 2019: the same expectation; for the decoder the same value at every draw."""
     plain, dreg = make(num_samples=4), make(num_samples=4, doubly_reparameterized=True)
     batch = {"image": 255 * jnp.round(jax.random.uniform(jax.random.key(1), (2, *PIXELS)))}
     params = plain.init(jax.random.key(0), batch)
@@ -239,7 +243,7 @@ def test_condition_reaches_encoder_decoder_and_samples():
     "options", [{"num_samples": 2, "free_bits": 1.0}, {"doubly_reparameterized": True}, {"latents": [1, 2]}]
 )
 def test_options_that_do_not_fit_are_refused(options):
-    with pytest.raises(ValueError, match="num_samples|equal"):
+    with pytest.raises(ValueError, match=r"num_samples|equal"):
         vae(
             **{
                 "encoders": [Linear((6,), event=3)],
@@ -251,3 +255,38 @@ def test_options_that_do_not_fit_are_refused(options):
             }
             | options
         )
+
+
+def small(optimizer, **options):
+    """A convolutional model of one layer, or with `hidden` one of multilayer perceptrons."""
+    shape = (8, 8, 1)
+    networks = {
+        "encoders": [conv.Encoder(6, channels=(4, 4), hidden=8)],
+        "decoders": [conv.Decoder(shape, channels=(4, 4), hidden=8)],
+        "latents": [3],
+    }
+    return vae(**networks | {"likelihood": bernoulli(), "observe": dynamic_binarize, "optimizer": optimizer} | options)
+
+
+TWO_LAYERS = {
+    "encoders": [MLP((8,), (6,), event=3), MLP((8,), (4,))],
+    "decoders": [MLP((8,), (8, 8, 1)), MLP((8,), (6,))],
+    "latents": [3, 2],
+}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"num_classes": 3, "warmup_steps": 5},
+        TWO_LAYERS | {"num_samples": 3, "doubly_reparameterized": True},
+    ],
+    ids=["conv, conditional, warm-up", "two layers, DReG"],
+)
+def test_conformance(options):
+    key = jax.random.key(9)
+    batch = {
+        "image": jax.random.randint(key, (8, 8, 8, 1), 0, 256).astype(jnp.uint8),
+        "label": jnp.arange(8, dtype=jnp.int32) % 3,
+    }
+    check_model(lambda optimizer: small(optimizer, **options), batch)

@@ -29,5 +29,5 @@ def dynamic_binarize(image: jax.Array, key: Key) -> jax.Array:
 
 
 def to_uint8(image: jax.Array) -> jax.Array:
-    """float in [0, 1] -> uint8, the way back."""
+    """Float in [0, 1] -> uint8, the way back."""
     return jnp.round(jnp.clip(image, 0, 1) * 255).astype(jnp.uint8)

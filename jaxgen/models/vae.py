@@ -77,7 +77,7 @@ def vae(
     """A variational autoencoder of one or more stochastic layers.
 
     Args:
-      encoders: for each layer a network `(h, condition) -> [..., 2 D_l]` to mean and log-variance; h is x, then z_1, ...
+      encoders: for each layer a network `(h, condition) -> [..., 2 D_l]` to mean and log-variance; h is x, z_1, ...
       decoders: for each layer the network `(z_l, condition)` that leads down from it: z_1 to the likelihood's output,
         z_2 to the mean and log-variance of z_1, ... The first has a field `output_bias`, an initialiser.
       latents: (D_1, ..., D_L).
@@ -134,7 +134,7 @@ def vae(
     # Terms of the bounds ----------------------------------------------------------------------------------------------
 
     def infer(params: Params, x: Array, key: Key, num_samples: int, condition: Array | None):
-        """z ~ q(z | x), reparameterised: for each layer z [K, B, D_l] and its (mu, logvar)."""
+        """Z ~ q(z | x), reparameterised: for each layer z [K, B, D_l] and its (mu, logvar)."""
         zs, qs = [], []
         for layer, dim in enumerate(latents):
             mu, logvar = q = posterior(params, layer, zs[-1] if zs else x, condition)

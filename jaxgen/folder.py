@@ -1,0 +1,128 @@
+"""A run folder: whose it is, how it came to be, and how to rebuild from it what it holds."""
+
+import importlib
+import importlib.util
+import os
+import platform
+import re
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from importlib import metadata
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import jax
+import msgspec
+
+from jaxgen import log
+from jaxgen.config import Config
+from jaxgen.data.source import Dataset, Spec
+from jaxgen.errors import UserError
+
+
+@dataclass(frozen=True)
+class Record:
+    """config.json: how a run folder came to be."""
+
+    experiment: str
+    command: str
+    config: dict[str, Any]
+    data: Spec
+    source: str
+    notice: str | None
+    versions: dict[str, str]
+    device: str
+
+
+def load_run(directory: Path) -> tuple[Record, ModuleType, Config]:
+    """Reads a run folder: its record, the module of its experiment, its configuration.
+
+    Raises:
+      UserError: it is no run folder, or of an experiment that does not exist or has changed.
+    """
+    record = read_record(directory)
+    if record is None:
+        raise UserError(f"{directory} is not a run folder (it has no config.json): give the --workdir of a run")
+    name = record.experiment
+    if not re.fullmatch(r"[A-Za-z_]\w*", name) or importlib.util.find_spec(f"experiments.{name}") is None:
+        raise UserError(f"{directory}/config.json names the experiment {name!r}, and experiments/ holds none of it")
+    module = importlib.import_module(f"experiments.{name}")
+    try:
+        config = msgspec.convert(record.config, module.Config, dec_hook=lambda kind, value: kind(value))
+    except msgspec.ValidationError as error:
+        raise UserError(f"{directory}/config.json does not fit today's experiments.{name}: {error}") from None
+    return record, module, replace(config, workdir=directory)
+
+
+def record_of(experiment: str, command: str, config: Config, data: Dataset) -> Record:
+    """What a run writes down about itself."""
+    flags = msgspec.to_builtins(config, enc_hook=str)
+    return Record(experiment, command, flags, data.spec, data.source, data.notice, versions(), device())
+
+
+def read_record(directory: Path) -> Record | None:
+    path = directory / "config.json"
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=Record) if path.exists() else None
+    except (msgspec.MsgspecError, OSError) as error:
+        raise UserError(f"{path} cannot be read ({error}): mend it, or start afresh with --run.overwrite") from None
+
+
+def check_writable(directory: Path) -> None:
+    """Raises UserError where the folder could not be made; asked before the data are loaded."""
+    existing = next(path for path in (directory.absolute(), *directory.absolute().parents) if path.exists())
+    if not (existing.is_dir() and os.access(existing, os.W_OK | os.X_OK)):
+        raise UserError(f"cannot write to {directory}: {existing} is not a writable folder; give another --workdir")
+
+
+def claim(directory: Path, record: Record, *, overwrite: bool) -> None:
+    """Makes the folder this run's, or goes on in it.
+
+    Raises:
+      UserError: it belongs to something else, or cannot be written.
+    """
+    try:
+        if overwrite and (directory / "config.json").exists():
+            shutil.rmtree(directory)
+        directory.mkdir(parents=True, exist_ok=True)
+        earlier = read_record(directory)
+        if earlier is None:
+            if any(directory.iterdir()):
+                raise UserError(f"{directory} is not empty and not a run folder: give another --workdir")
+            log.replace(directory / "config.json", msgspec.json.format(msgspec.json.encode(record), indent=2) + b"\n")
+            return
+    except OSError as error:
+        raise UserError(f"cannot write to {directory} ({error.strerror}): give another --workdir") from None
+    changes = [f"--{name} was {old}, is {new}" for name, old, new in differences(identity(earlier), identity(record))]
+    if changes:
+        raise UserError(
+            f"{directory} holds a run of another configuration ({'; '.join(changes)}): "
+            "repeat its flags to go on, give another --workdir, or start afresh with --run.overwrite"
+        )
+
+
+def identity(record: Record) -> dict[str, Any]:
+    """What two runs must share for one to go on from the other; how a run is watched and measured is not part of it."""
+    config = {k: v for k, v in record.config.items() if k not in ("workdir", "run", "evaluate", "sample")}
+    config["data"] = {k: v for k, v in config["data"].items() if k not in ("dir", "strict", "name")}
+    return {"experiment": record.experiment} | config | {"data.name": record.data.name}
+
+
+def differences(old: Any, new: Any, name: str = "") -> Iterator[tuple[str, Any, Any]]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in old | new:
+            yield from differences(old.get(key), new.get(key), f"{name}.{key}" if name else key)
+    elif old != new:
+        yield name.replace("_", "-"), old, new
+
+
+def versions() -> dict[str, str]:
+    names = ("jaxgen", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+    return {"python": platform.python_version()} | {name: metadata.version(name) for name in names}
+
+
+def device() -> str:
+    """Such as "1 x NVIDIA H100" or "1 x cpu"."""
+    return f"{jax.device_count()} x {jax.devices()[0].device_kind}"

@@ -1,0 +1,135 @@
+"""What every model must pass, whatever its family. A test module calls `check_model(make, batch)` for each of its models.
+
+`make(optimizer)` makes the model; parity is tested under SGD, since Adam's division hides a gradient of the wrong scale.
+"""
+
+from collections.abc import Callable
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import PartitionSpec as P
+
+from jaxgen import parallel
+from jaxgen.step import init_state, make_step
+from jaxgen.types import Aux, Batch, Model, TrainState
+
+DEVICES = 4
+
+
+def check_model(make: Callable[[optax.GradientTransformation], Model], batch: Batch, entry: str = "image") -> None:
+    """Everything below; `entry` is what the model samples."""
+    same_key_same_result(make(optax.adam(1e-3)), batch)
+    loss_falls(make(optax.adam(1e-2)), batch)
+    evaluate_is_per_example(make(optax.adam(1e-3)), batch, entry)
+    sample_has_shape_and_dtype(make(optax.adam(1e-3)), batch, entry)
+    devices_agree(make(optax.sgd(1e-3)), batch)
+    mapped_steps_agree(make(optax.sgd(1e-3)), batch)
+    mapped_steps_agree_with_jit(make(optax.sgd(1e-3)), batch)
+
+
+def same_key_same_result(model: Model, batch: Batch) -> None:
+    step, sample = jax.jit(make_step(model)), jax.jit(lambda params, key: model.sample(params, key, 3))
+
+    def result():
+        state, metrics = step(initial(model, batch), batch)
+        return state.params, metrics, sample(state.params, jax.random.key(1))
+
+    jax.tree.map(np.testing.assert_array_equal, result(), result())
+    one, other = (sample(result()[0], jax.random.key(i)) for i in range(2))
+    assert not np.array_equal(one, other)
+
+
+def loss_falls(model: Model, batch: Batch, steps: int = 60) -> None:
+    step, state, losses = jax.jit(make_step(model)), initial(model, batch), []
+    for _ in range(steps):
+        state, metrics = step(state, batch)
+        losses.append(metrics["loss"])
+    assert np.mean(losses[-10:]) < np.mean(losses[:10])
+
+
+def evaluate_is_per_example(model: Model, batch: Batch, entry: str) -> None:
+    """An example's value depends on no other example of its batch."""
+    params = initial(model, batch).params
+    other = batch | {entry: batch[entry].at[0].set(batch[entry][1])}
+    evaluate = jax.jit(model.evaluate)
+    values, changed = (evaluate(params, b, jax.random.key(1)) for b in (batch, other))
+    for name, value in values.items():
+        assert value.shape == batch[entry].shape[:1], name
+        np.testing.assert_allclose(changed[name][1:], value[1:], rtol=1e-5, atol=1e-5)
+        assert not np.allclose(changed[name][0], value[0]), name
+
+
+def sample_has_shape_and_dtype(model: Model, batch: Batch, entry: str) -> None:
+    params = initial(model, batch).params
+    sample = jax.eval_shape(lambda: model.sample(params, jax.random.key(1), 5))
+    assert sample.shape == (5, *batch[entry].shape[1:])
+    assert sample.dtype == batch[entry].dtype
+
+
+def devices_agree(model: Model, batch: Batch) -> None:
+    """Under jit one device and four draw the same noise, and agree to rounding."""
+    chunk = jax.tree.map(lambda x: jnp.stack([x] * 3), batch)
+    results = []
+    for count in (1, DEVICES):
+        mesh = jax.make_mesh(
+            (count,), ("data",), axis_types=(jax.sharding.AxisType.Auto,), devices=jax.devices()[:count]
+        )
+        state = parallel.compile_init(partial(init_state, model), mesh)(jax.random.key(0), batch)
+        state, metrics = parallel.compile_steps(make_step(model), mesh)(state, parallel.put_chunk(chunk, mesh))
+        results.append(jax.device_get((state.params, metrics)))
+    close(*results)
+
+
+def mapped_steps_agree(model: Model, batch: Batch) -> None:
+    """Under pmap and shard_map every shard draws its own noise, the same under both."""
+    close(*mapped(model, batch))
+
+
+def mapped_steps_agree_with_jit(model: Model, batch: Batch) -> None:
+    """With noise that belongs to an example and not to a place, a mapped step equals the plain one."""
+    batch = batch | {"index": jnp.arange(len(next(iter(batch.values()))))}
+    model = noise_by_example(model)
+    state, metrics = jax.jit(make_step(model))(initial(model, batch), batch)
+    for result in mapped(model, batch):
+        close((state.params, metrics), result)
+
+
+def mapped(model: Model, batch: Batch) -> list:
+    """(params, metrics) after one step, under pmap and under shard_map."""
+    step, state, mesh = make_step(model, axis_name="data"), initial(model, batch), parallel.make_mesh()
+    shards = jax.tree.map(lambda x: x.reshape(DEVICES, -1, *x.shape[1:]), batch)
+    replicas, metrics = jax.pmap(step, in_axes=(None, 0), axis_name="data")(state, shards)
+    pmapped = jax.tree.map(lambda x: x[0], (replicas.params, metrics))
+    sharded, metrics = jax.jit(jax.shard_map(step, mesh=mesh, in_specs=(P(), P("data")), out_specs=P()))(state, batch)
+    return jax.device_get([pmapped, (sharded.params, metrics)])
+
+
+def initial(model: Model, batch: Batch) -> TrainState:
+    return jax.jit(partial(init_state, model))(jax.random.key(0), batch)
+
+
+def noise_by_example(model: Model) -> Model:
+    """The same losses, but as a mean over batches of one, each with the key of its example's index."""
+    from dataclasses import replace
+
+    def split(objective):
+        def loss(params, batch, key):
+            def one(example):
+                index = example.pop("index")
+                example = jax.tree.map(lambda x: x[None], example)
+                return objective.loss(params, example, jax.random.fold_in(jax.random.key(7), index))
+
+            value, aux = jax.vmap(one)(dict(batch))
+            return value.mean(), Aux(*jax.tree.map(lambda x: x.mean(0), tuple(aux)))
+
+        return objective._replace(loss=loss)
+
+    return replace(model, objectives=tuple(map(split, model.objectives)))
+
+
+def close(*results, atol: float = 1e-6) -> None:
+    for other in results[1:]:
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=atol), results[0], other)
