@@ -214,6 +214,8 @@ def experiment(model: VAE, config: Config) -> Experiment:
 NAMED = {
     "burda-1layer-k1": Config(
         workdir=Path("runs/burda-1layer-k1"),
+        steps=200_000,
+        run=flags.RunConfig(log_every=1_000, evaluate_every=20_000, checkpoint_every=10_000),
         data=DataConfig(strict=True),
         evaluate=EvaluateConfig(nll_samples=5000),
     ),

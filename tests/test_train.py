@@ -1,0 +1,167 @@
+"""The pure step and the loop around it."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from jaxgen.step import init_state, make_step, scan_steps
+from jaxgen.train import Hook, Progress, _chunks, train
+from jaxgen.types import Aux, Model, Objective
+
+
+def quadratic(every: int = 1) -> Model:
+    """Two networks that each follow a loss of their own, and a counter that the first one writes."""
+
+    def first(params, batch, key):
+        noise = 0.1 * jax.random.normal(key)
+        loss = jnp.mean((params["a"]["w"] - batch["x"] + noise) ** 2)
+        return loss, Aux({"first": loss, "noise": noise}, {"count": params["count"] + 1})
+
+    def second(params, batch, key):
+        return (params["b"]["w"] - params["a"]["w"]) ** 2, Aux({"second": params["b"]["w"]})
+
+    return Model(
+        init=lambda key, batch: {"a": {"w": jnp.zeros(())}, "b": {"w": jnp.ones(())}, "count": jnp.zeros(())},
+        objectives=(
+            Objective("a", first, optax.sgd(0.1)),
+            Objective("b", second, optax.adam(0.1), every=every),
+        ),
+        evaluate=lambda params, batch, key: {"loss": (params["a"]["w"] - batch["x"]) ** 2},
+        sample=lambda params, key, n, condition=None: jnp.full(n, params["a"]["w"]),
+    )
+
+
+BATCH = {"x": jnp.full(4, 3.0)}
+
+
+def state_of(model, **options):
+    return init_state(model, jax.random.key(0), BATCH, **options)
+
+
+def test_one_step_is_what_the_optimizer_says():
+    model = quadratic()
+    state = state_of(model)
+    new, metrics = make_step(model)(state, BATCH)
+    gradient = 2 * (0.0 - 3.0 + metrics["noise"])
+    np.testing.assert_allclose(new.params["a"]["w"], -0.1 * gradient, rtol=1e-6)
+    np.testing.assert_allclose(new.params["b"]["w"], 1 - 0.1 * np.sign(1 - new.params["a"]["w"]), rtol=1e-5)
+    assert int(new.step) == 1
+    assert new.params["count"] == 1
+    assert jnp.array_equal(jax.random.key_data(new.key), jax.random.key_data(state.key))
+
+
+def test_noise_is_a_function_of_key_and_step():
+    step = jax.jit(make_step(quadratic()))
+    state, noise = state_of(quadratic()), []
+    for _ in range(3):
+        state, metrics = step(state, BATCH)
+        noise.append(float(metrics["noise"]))
+    assert len(set(noise)) == 3
+    again, metrics = step(state.replace(step=jnp.int32(1)), BATCH)
+    assert float(metrics["noise"]) == noise[1]
+
+
+def test_an_objective_that_is_not_due_changes_nothing():
+    model = quadratic(every=3)
+    step, state = jax.jit(make_step(model)), state_of(model)
+    for i in range(1, 7):
+        new, metrics = step(state, BATCH)
+        due = i % 3 == 0
+        assert (new.params["b"]["w"] != state.params["b"]["w"]) == due
+        assert np.isnan(metrics["second"]) == (not due)
+        if not due:
+            jax.tree.map(np.testing.assert_array_equal, new.opt_state["b"], state.opt_state["b"])
+        state = new
+
+
+def test_moving_average():
+    model = quadratic()
+    step, state = make_step(model, ema_decay=0.9), state_of(model, ema=True)
+    expected = state.params["a"]["w"]
+    for _ in range(4):
+        state, _ = step(state, BATCH)
+        expected = 0.9 * expected + 0.1 * state.params["a"]["w"]
+    np.testing.assert_allclose(state.ema["a"]["w"], expected, rtol=1e-6)
+
+
+def test_seeds_train_at_once_under_vmap():
+    model = quadratic()
+    step = make_step(model)
+    states = jax.vmap(lambda key: init_state(model, key, BATCH))(jax.random.split(jax.random.key(0), 3))
+    together, _ = jax.vmap(step, in_axes=(0, None))(states, BATCH)
+    for i in range(3):
+        alone, _ = step(jax.tree.map(lambda x, i=i: x[i], states), BATCH)
+        np.testing.assert_allclose(together.params["a"]["w"][i], alone.params["a"]["w"], rtol=1e-6)
+
+
+def run(chunk=4, start=0, stop=23, periods=(5,), state=None, **options):
+    """Trains and returns the state, what hooks saw, and the noise of every step."""
+    seen, progress = [], []
+    steps = jax.jit(scan_steps(make_step(quadratic())))
+
+    def batches(first, last):
+        return {"x": jnp.broadcast_to(jnp.arange(first, last, dtype=jnp.float32)[:, None], (last - first, 4))}
+
+    state = train(
+        state_of(quadratic()) if state is None else state,
+        steps,
+        batches,
+        stop=stop,
+        chunk=chunk,
+        hooks=[Hook(n, lambda step, state, n=n: seen.append((n, step, int(state.step)))) for n in periods],
+        on_progress=progress.append,
+        **options,
+    )
+    return state, seen, progress
+
+
+def test_hooks_see_the_state_at_their_steps():
+    _, seen, progress = run(periods=(5, 10))
+    expected = [(5, 5), (5, 10), (10, 10), (5, 15), (5, 20), (10, 20), (5, 23), (10, 23)]
+    assert [(n, step) for n, step, _ in seen] == expected
+    assert all(step == at for _, step, at in seen)
+    assert [p.start for p in progress] == [0, *[p.stop for p in progress[:-1]]]
+    assert progress[-1].stop == 23
+    assert all(len(p.metrics["noise"]) == p.stop - p.start for p in progress)
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 7, 50])
+def test_chunks_do_not_change_the_result(chunk):
+    (one, _, a), (other, _, b) = run(chunk=4), run(chunk=chunk, periods=(9,))
+    np.testing.assert_allclose(one.params["a"]["w"], other.params["a"]["w"], rtol=1e-6)
+    values = [np.concatenate([p.metrics["noise"] for p in progress]) for progress in (a, b)]
+    np.testing.assert_array_equal(*values)
+
+
+def test_going_on_is_the_same_as_never_stopping():
+    whole, _, _ = run()
+    half, _, _ = run(stop=11)
+    rest, _, progress = run(state=half)
+    assert progress[0].start == 11
+    jax.tree.map(np.testing.assert_array_equal, whole.params, rest.params)
+
+
+def test_stops_after_the_chunk_when_asked():
+    asked = iter([False, False, True])
+    state, _, progress = run(should_stop=lambda: next(asked))
+    assert int(state.step) == progress[-1].stop == 8  # 0-4, 4-5 (a hook is due), 5-8
+
+
+def test_chunks_never_cross_a_period():
+    for start, stop in _chunks(3, 1000, 50, [7, 30]):
+        assert all(start // n == (stop - 1) // n for n in (7, 30, 50))
+    assert list(_chunks(5, 5, 50, [])) == []
+
+
+def test_an_error_while_a_batch_is_made_reaches_the_caller():
+    def batches(first, last):
+        raise OSError("the disk is gone")
+
+    with pytest.raises(OSError, match="the disk is gone"):
+        train(state_of(quadratic()), None, batches, stop=3)
+
+
+def test_progress_is_a_plain_record():
+    assert Progress(0, 2, {}, 1.0).stop == 2
