@@ -26,7 +26,7 @@ import optax
 from jaxgen import log, parallel
 from jaxgen.checkpoint import Checkpoints
 from jaxgen.data import load_images
-from jaxgen.data.decode import to_unit
+from jaxgen.data.decode import to_uint8, to_unit
 from jaxgen.data.source import batch_indices, gather
 from jaxgen.distributions import bernoulli
 from jaxgen.evaluate import importance_weighted_nll
@@ -39,6 +39,10 @@ from jaxgen.train import Hook, train
 CHUNK = 50
 
 
+def observe(batch, key):
+    return to_unit(batch["image"])
+
+
 def mlp_vae(hidden: tuple[int, ...], latents: int, activation: Callable = nn.relu):
     shape = (28, 28, 1)
     return vae(
@@ -46,7 +50,8 @@ def mlp_vae(hidden: tuple[int, ...], latents: int, activation: Callable = nn.rel
         decoders=[MLP(hidden, shape, activation=activation)],
         latents=[latents],
         likelihood=bernoulli(),
-        observe=to_unit,
+        observe=observe,
+        store=to_uint8,
         optimizer=optax.adam(1e-3),
     )
 
@@ -151,7 +156,8 @@ def benchmark_conv(turns: int = 5, steps: int = 20, batch_size: int = 64) -> dic
             decoders=[conv.Decoder((28, 28, 1), conv_transpose=up)],
             latents=[32],
             likelihood=bernoulli(),
-            observe=to_unit,
+            observe=observe,
+            store=to_uint8,
             optimizer=optax.adam(1e-3),
         )
         return make_step(model), init_state(model, jax.random.key(0), {"image": chunk["image"][0]})

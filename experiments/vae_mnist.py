@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxgen import config as flags
-from jaxgen.data import Dataset, Spec, load_images
+from jaxgen.data import Dataset, Spec
 from jaxgen.data.decode import dynamic_binarize, to_uint8, to_unit
 from jaxgen.distributions import bernoulli, discretized_logistic, normal
 from jaxgen.errors import UserError
@@ -22,16 +22,6 @@ from jaxgen.models.vae import VAE, vae
 from jaxgen.networks import conv, mlp
 from jaxgen.report import grid
 from jaxgen.run import Experiment, main
-
-
-@dataclass(frozen=True)
-class DataConfig(flags.DataConfig):
-    """Which images."""
-
-    binarization: Literal["dynamic", "fixed", "none"] = "dynamic"
-    """Pixels drawn anew at each step, drawn once, or left as they are."""
-    image_size: int | None = None
-    """Height and width to which images are resized."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +53,7 @@ class ModelConfig:
 
 
 @dataclass(frozen=True)
-class EvaluateConfig:
+class EvaluateConfig(flags.EvaluateConfig):
     """What is measured at the end, and by `python -m jaxgen evaluate`."""
 
     nll_samples: int = 500
@@ -71,8 +61,8 @@ class EvaluateConfig:
 
 
 @dataclass(frozen=True)
-class SampleConfig:
-    """Controls of `python -m jaxgen sample`."""
+class SampleConfig(flags.SampleConfig):
+    """How samples are drawn, here and by `python -m jaxgen sample`."""
 
     label: int | None = None
     """Class to draw, of a conditional model."""
@@ -90,21 +80,14 @@ class Config(flags.Config):
     """Run folder: everything that the run writes. The same command again goes on where it stopped."""
     steps: int = 6_000
     """Training steps."""
-    data: DataConfig = field(default_factory=DataConfig)
+    data: flags.ImageDataConfig = field(default_factory=flags.ImageDataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     sample: SampleConfig = field(default_factory=SampleConfig)
 
 
 def load(config: Config) -> Dataset:
-    data = config.data
-    return load_images(
-        data.name,
-        data_dir=data.dir,
-        strict=data.strict,
-        image_size=data.image_size,
-        binarization=data.binarization,
-    )
+    return config.data.load()
 
 
 def build(config: Config, spec: Spec) -> Experiment:
@@ -116,15 +99,24 @@ def build(config: Config, spec: Spec) -> Experiment:
     ):
         expected = f"0 to {len(spec.classes) - 1}" if options.conditional else "none, since the model has no condition"
         raise UserError(f"--label {config.sample.label}: expected {expected}")
-    if config.data.binarization == "none" and options.likelihood == "bernoulli":
+    if spec.binarization == "none" and options.likelihood == "bernoulli":
         raise UserError(
             "--data.binarization none leaves grey pixels, and a Bernoulli likelihood is of black and white: "
             "add --model.likelihood discretized_logistic (or normal), or binarise"
         )
+    shape, dtype = spec.entries["image"]
+    if dtype != "uint8":
+        raise UserError(f"{spec.name} holds {dtype} images: expected uint8")
+    if config.evaluate.nll_samples < 1:
+        raise UserError(f"--evaluate.nll-samples {config.evaluate.nll_samples}: expected at least 1")
+    if not config.sample.temperature >= 0:
+        raise UserError(f"--temperature {config.sample.temperature}: expected at least 0")
+    decode = dynamic_binarize if spec.binarization == "dynamic" else to_unit
     model = vae(
-        **networks(spec.entries["image"][0], options),
+        **networks(shape, options),
         likelihood=likelihoods()[options.likelihood],
-        observe=dynamic_binarize if config.data.binarization == "dynamic" else to_unit,
+        observe=lambda batch, key: decode(batch["image"], key),
+        store=to_uint8,
         optimizer=config.optimizer.build(config.steps),
         num_samples=options.num_samples,
         doubly_reparameterized=options.doubly_reparameterized,
@@ -133,7 +125,10 @@ def build(config: Config, spec: Spec) -> Experiment:
         free_bits=options.free_bits,
         num_classes=len(spec.classes) if options.conditional else 0,
     )
-    return experiment(model, config)
+    protocol = f"{spec.name}, {spec.binarization.replace('none', 'no')} binarisation"
+    if options.likelihood != "bernoulli":
+        protocol += f", {likelihoods()[options.likelihood].name}"
+    return experiment(model, config, protocol)
 
 
 def networks(shape: tuple[int, ...], options: ModelConfig) -> dict:
@@ -166,9 +161,9 @@ def likelihoods() -> dict:
     return {"bernoulli": bernoulli(), "normal": normal(), "discretized_logistic": discretized_logistic()}
 
 
-def experiment(model: VAE, config: Config) -> Experiment:
+def experiment(model: VAE, config: Config, protocol: str) -> Experiment:
     """What there is to see and to measure of a variational autoencoder of images."""
-    options, protocol = config.model, f"{config.data.binarization} binarisation"
+    options = config.model
     reconstruct, decode, observe = jax.jit(model.reconstruct), jax.jit(model.decode), jax.jit(model.observe)
     encode, sample = jax.jit(model.encode), jax.jit(model.sample, static_argnames=("n", "draw"))
     compiled_evaluate = jax.jit(model.evaluate)
@@ -177,7 +172,7 @@ def experiment(model: VAE, config: Config) -> Experiment:
     def pictures(params, arrays, key):
         """Samples; held-out images over their reconstructions; paths between pairs of them through the latents."""
         n = 10
-        first = {name: array[: 4 * n] for name, array in arrays.items()}
+        first = {name: array[np.arange(4 * n) % len(array)] for name, array in arrays.items()}
         label = first["label"] if options.conditional else None
         x = observe(first, key)
         rebuilt = reconstruct(params, x, key, label)
@@ -216,7 +211,7 @@ NAMED = {
         workdir=Path("runs/burda-1layer-k1"),
         steps=200_000,
         run=flags.RunConfig(log_every=1_000, evaluate_every=20_000, checkpoint_every=10_000),
-        data=DataConfig(strict=True),
+        data=flags.ImageDataConfig(strict=True),
         evaluate=EvaluateConfig(nll_samples=5000),
     ),
 }

@@ -51,7 +51,6 @@ class Prepare:
 
 def sample(directory: Path, args: list[str]) -> None:
     import jax
-    import numpy as np
 
     from jaxgen import folder, log, report, run
 
@@ -59,12 +58,14 @@ def sample(directory: Path, args: list[str]) -> None:
     own, controls = _parse(Sample, config.sample, f"sample {directory}", args)
     if own.num < 1:
         raise UserError(f"--num {own.num}: expected at least 1")
+    if own.seed < 0:
+        raise UserError(f"--seed {own.seed}: expected at least 0")
     run.cache_compilations()
     experiment = run.built(module.build, replace(config, sample=controls), record.data)
     step, params = run.restore_params(config, experiment.model, record.data)
-    images = np.asarray(experiment.draw(params, jax.random.key(own.seed), own.num))
+    images = run.draw(experiment, params, jax.random.key(own.seed), own.num)
     try:
-        log.replace(own.out, report.png(report.grid(images)))
+        log.write_atomically(own.out, report.png(report.grid(images)))
     except OSError as error:
         raise UserError(f"cannot write {own.out} ({error.strerror}): give another --out") from None
     print(f"{own.num} samples of {directory} at step {step}: {own.out}")
@@ -79,9 +80,12 @@ def evaluate(directory: Path, args: list[str]) -> None:
     where = config.data.dir if own.data_dir is None else own.data_dir
     used = replace(config.data, name=record.data.name, dir=where, strict=True)  # what it was trained on, nothing else
     config = replace(config, evaluate=options, data=used)
+    data = module.load(config)
+    if data.spec.digest != record.data.digest:
+        raise UserError(f"{record.data.name} in {where} is not what {directory} was trained on (its digest differs)")
     experiment = run.built(module.build, config, record.data)
     step, params = run.restore_params(config, experiment.model, record.data)
-    figures = run.measure(experiment, params, module.load(config).test)
+    figures = run.measure(experiment, params, data.test)
     print(f"{directory} at step {step}, {record.data.name} test")
     for name, value in figures.items():
         print(f"  {name}  {value}")

@@ -23,7 +23,7 @@ class Checkpoints:
         self._manager = ocp.CheckpointManager(
             directory.absolute(),
             options=ocp.CheckpointManagerOptions(
-                preservation_policy=ocp.checkpoint_managers.LatestN(keep), create=True, enable_async_checkpointing=True
+                preservation_policy=ocp.checkpoint_managers.LatestN(keep), enable_async_checkpointing=True
             ),
         )
 
@@ -36,10 +36,11 @@ class Checkpoints:
             self._manager.save(step, args=self._ocp.args.StandardSave(_plain(state)), force=True)
 
     def restore(self, template: TrainState) -> TrainState:
-        """The newest state, onto the shardings of `template`, a state or one of `jax.ShapeDtypeStruct`."""
-        plain = self._manager.restore(
-            self._manager.latest_step(), args=self._ocp.args.StandardRestore(jax.eval_shape(_plain, template))
-        )
+        """The newest state; `template` is one of `jax.ShapeDtypeStruct`, with the shardings to restore onto."""
+        shapes = _plain(template.replace(key=jax.random.key(0)))
+        everywhere = template.step.sharding  # one that every process and device has
+        shapes["key"] = jax.ShapeDtypeStruct(shapes["key"].shape, shapes["key"].dtype, sharding=everywhere)
+        plain = self._manager.restore(self._manager.latest_step(), args=self._ocp.args.StandardRestore(shapes))
         return template.replace(**plain | {"key": jax.random.wrap_key_data(plain["key"])})
 
     def wait(self) -> None:

@@ -6,6 +6,9 @@ from typing import Literal
 
 import optax
 
+from jaxgen.data import Dataset, load_images
+from jaxgen.errors import UserError
+
 
 @dataclass(frozen=True)
 class DataConfig:
@@ -17,6 +20,26 @@ class DataConfig:
     """Folder of prepared tensorflow-datasets (default: the one that tensorflow-datasets itself uses)."""
     strict: bool = False
     """Stop where the data set cannot be had, instead of training on one that needs no network."""
+
+
+@dataclass(frozen=True)
+class ImageDataConfig(DataConfig):
+    """Which images."""
+
+    binarization: Literal["dynamic", "fixed", "none"] = "dynamic"
+    """Pixels drawn anew at each step, drawn once, or left as they are."""
+    image_size: int | None = None
+    """Height and width to which images are resized."""
+
+    def load(self) -> Dataset:
+        """The images, in memory."""
+        return load_images(
+            self.name,
+            data_dir=self.dir,
+            strict=self.strict,
+            image_size=self.image_size,
+            binarization=self.binarization,
+        )
 
 
 @dataclass(frozen=True)
@@ -71,6 +94,16 @@ class RunConfig:
 
 
 @dataclass(frozen=True)
+class EvaluateConfig:
+    """What is measured at the end of a run, and by `python -m jaxgen evaluate`: options of a family."""
+
+
+@dataclass(frozen=True)
+class SampleConfig:
+    """Controls of `python -m jaxgen sample`: options of a family."""
+
+
+@dataclass(frozen=True)
 class Config:
     """What every experiment has."""
 
@@ -85,3 +118,29 @@ class Config:
     data: DataConfig = field(default_factory=DataConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     run: RunConfig = field(default_factory=RunConfig)
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    sample: SampleConfig = field(default_factory=SampleConfig)
+
+
+def check(config: Config) -> None:
+    """Raises UserError where a number is out of its range."""
+    run, optimizer = config.run, config.optimizer
+    for flag, value, least in (
+        ("steps", config.steps, 0),
+        ("seed", config.seed, 0),
+        ("batch-size", config.batch_size, 1),
+        ("run.log-every", run.log_every, 1),
+        ("run.evaluate-every", run.evaluate_every, 1),
+        ("run.checkpoint-every", run.checkpoint_every, 1),
+        ("run.keep", run.keep, 1),
+        ("run.chunk", run.chunk, 1),
+        ("optimizer.warmup-steps", optimizer.warmup_steps, 0),
+    ):
+        if value < least:
+            raise UserError(f"--{flag} {value}: expected at least {least}")
+    if not optimizer.learning_rate > 0:
+        raise UserError(f"--optimizer.learning-rate {optimizer.learning_rate}: expected a number above 0")
+    if optimizer.clip_norm is not None and not optimizer.clip_norm > 0:
+        raise UserError(f"--optimizer.clip-norm {optimizer.clip_norm}: expected a number above 0, or None")
+    if optimizer.ema_decay is not None and not 0 <= optimizer.ema_decay < 1:
+        raise UserError(f"--optimizer.ema-decay {optimizer.ema_decay}: expected a number from 0 up to 1, or None")

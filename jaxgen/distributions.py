@@ -94,7 +94,10 @@ def normal(logvar: float | None = None) -> Likelihood:
     """Normal with the given log-variance, or with one that the decoder gives for every number of x."""
 
     def parameters(output):
-        return _split(output) if logvar is None else (output, jnp.full_like(output, logvar))
+        if logvar is not None:
+            return output, jnp.full_like(output, logvar)
+        mu, free = _split(output)
+        return mu, jnp.maximum(free, -10.0)  # a pixel that is always black would take its variance to 0
 
     def log_prob(x, output):
         return _total(normal_log_prob, x, *parameters(output))
@@ -109,7 +112,7 @@ def normal(logvar: float | None = None) -> Likelihood:
     def bias(mean):
         return _join(mean, -2.0) if logvar is None else mean
 
-    return Likelihood("Normal", 2 if logvar is None else 1, log_prob, mean, sample, bias)
+    return Likelihood("Normal density", 2 if logvar is None else 1, log_prob, mean, sample, bias)
 
 
 def discretized_logistic(levels: int = 256) -> Likelihood:
@@ -117,7 +120,7 @@ def discretized_logistic(levels: int = 256) -> Likelihood:
 
     def parameters(output):
         mu, log_scale = _split(output)
-        return mu, jnp.maximum(log_scale, -7.0)  # a tenth of a bin: narrower gains nothing and overflows
+        return mu, jnp.clip(log_scale, -7.0, 7.0)  # narrower than a tenth of a bin gains nothing and overflows
 
     def log_prob(x, output):
         return _total(partial(discretized_logistic_log_prob, levels=levels), x, *parameters(output))

@@ -7,6 +7,7 @@ import platform
 import re
 import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
@@ -49,6 +50,8 @@ def load_run(directory: Path) -> tuple[Record, ModuleType, Config]:
     if not re.fullmatch(r"[A-Za-z_]\w*", name) or importlib.util.find_spec(f"experiments.{name}") is None:
         raise UserError(f"{directory}/config.json names the experiment {name!r}, and experiments/ holds none of it")
     module = importlib.import_module(f"experiments.{name}")
+    if not all(hasattr(module, part) for part in ("Config", "load", "build")):
+        raise UserError(f"{directory}/config.json names the experiment {name!r}, and experiments.{name} is none")
     try:
         config = msgspec.convert(record.config, module.Config, dec_hook=lambda kind, value: kind(value))
     except msgspec.ValidationError as error:
@@ -58,7 +61,7 @@ def load_run(directory: Path) -> tuple[Record, ModuleType, Config]:
 
 def record_of(experiment: str, command: str, config: Config, data: Dataset) -> Record:
     """What a run writes down about itself."""
-    flags = msgspec.to_builtins(config, enc_hook=str)
+    flags = msgspec.json.decode(msgspec.json.encode(config, enc_hook=str))  # as it will be read again
     return Record(experiment, command, flags, data.spec, data.source, data.notice, versions(), device())
 
 
@@ -67,7 +70,7 @@ def read_record(directory: Path) -> Record | None:
     try:
         return msgspec.json.decode(path.read_bytes(), type=Record) if path.exists() else None
     except (msgspec.MsgspecError, OSError) as error:
-        raise UserError(f"{path} cannot be read ({error}): mend it, or start afresh with --run.overwrite") from None
+        raise UserError(f"{path} is not that of a run ({error}): give another --workdir") from None
 
 
 def check_writable(directory: Path) -> None:
@@ -78,36 +81,64 @@ def check_writable(directory: Path) -> None:
 
 
 def claim(directory: Path, record: Record, *, overwrite: bool) -> None:
-    """Makes the folder this run's, or goes on in it.
+    """Makes the folder this run's, or goes on in it. Where it holds no checkpoint there is nothing to go on from.
 
     Raises:
       UserError: it belongs to something else, or cannot be written.
     """
     try:
-        if overwrite and (directory / "config.json").exists():
-            shutil.rmtree(directory)
         directory.mkdir(parents=True, exist_ok=True)
         earlier = read_record(directory)
-        if earlier is None:
-            if any(directory.iterdir()):
-                raise UserError(f"{directory} is not empty and not a run folder: give another --workdir")
-            log.replace(directory / "config.json", msgspec.json.format(msgspec.json.encode(record), indent=2) + b"\n")
+        if earlier is None and any(path.suffix != ".part" for path in directory.iterdir()):
+            raise UserError(f"{directory} is not empty and not a run folder: give another --workdir")
+        if overwrite or not has_checkpoint(directory):
+            for name in ("checkpoints", "samples", "events"):
+                if (directory / name).exists():
+                    shutil.rmtree(directory / name)
+            for name in ("metrics.jsonl", "report.html"):
+                (directory / name).unlink(missing_ok=True)
+            content = msgspec.json.format(msgspec.json.encode(record), indent=2) + b"\n"
+            log.write_atomically(directory / "config.json", content)
             return
     except OSError as error:
-        raise UserError(f"cannot write to {directory} ({error.strerror}): give another --workdir") from None
-    changes = [f"--{name} was {old}, is {new}" for name, old, new in differences(identity(earlier), identity(record))]
+        raise UserError(f"cannot write to {directory} ({error}): give another --workdir") from None
+    changes = list(differences(identity(earlier), identity(record)))
     if changes:
+        named = "; ".join(f"--{name} was {old}, is {new}" for name, old, new in changes)
+        again = f"--data.name {earlier.data.name} and its other flags" if earlier.notice else "its flags"
         raise UserError(
-            f"{directory} holds a run of another configuration ({'; '.join(changes)}): "
-            "repeat its flags to go on, give another --workdir, or start afresh with --run.overwrite"
+            f"{directory} holds a run of another configuration ({named}): "
+            f"repeat {again} to go on, give another --workdir, or start afresh with --run.overwrite"
         )
+
+
+def has_checkpoint(directory: Path) -> bool:
+    """Whether there is anything to go on from: Orbax names a folder by its step once it is whole."""
+    folder = directory / "checkpoints"
+    return folder.is_dir() and any(path.name.isdigit() for path in folder.iterdir())
+
+
+@contextmanager
+def locked(directory: Path) -> Iterator[None]:
+    """Within, no other process runs in the folder; the lock goes with the process, however it ends."""
+    import fcntl
+
+    with (directory / "config.json").open() as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(
+                f"another process is running in {directory}: wait for it, or give another --workdir"
+            ) from None
+        yield
 
 
 def identity(record: Record) -> dict[str, Any]:
     """What two runs must share for one to go on from the other; how a run is watched and measured is not part of it."""
     config = {k: v for k, v in record.config.items() if k not in ("workdir", "run", "evaluate", "sample")}
     config["data"] = {k: v for k, v in config["data"].items() if k not in ("dir", "strict", "name")}
-    return {"experiment": record.experiment} | config | {"data.name": record.data.name}
+    data = {"name": record.data.name, "digest": record.data.digest}
+    return {"experiment": record.experiment} | config | {"data": config["data"] | data}
 
 
 def differences(old: Any, new: Any, name: str = "") -> Iterator[tuple[str, Any, Any]]:

@@ -1,6 +1,7 @@
 """What a run says while it runs: a progress bar or plain lines, metrics.jsonl, TensorBoard events."""
 
 import json
+import math
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -42,7 +43,7 @@ class Log:
         self._since: list[Progress] = []
         self._path = directory / "metrics.jsonl"
         kept = [row for row in read(directory) if row["step"] <= start]
-        replace(self._path, "".join(json.dumps(row) + "\n" for row in kept).encode())
+        write_atomically(self._path, "".join(json.dumps(row) + "\n" for row in kept).encode())
         self._file = self._path.open("a")
         self._events = _tensorboard(directory, start)
         self._quiet, self._bar = quiet, None
@@ -58,28 +59,28 @@ class Log:
             rate = _rate([progress], self._batch_size)
             self._bar.set_postfix_str(f"{losses}, {rate:,.0f} {self._unit}/s", refresh=False)
             self._bar.update(progress.stop - progress.start)
-        self._since.append(progress)
-        if progress.stop // self._every > self._since[0].start // self._every or progress.stop == self._stop:
-            mean = {
-                name: float(np.nanmean(np.concatenate([p.metrics[name] for p in self._since]), dtype=np.float64))
-                for name in progress.metrics
-            }
-            rate = _rate(self._since, self._batch_size)
-            self.metrics(progress.stop, "train", mean)
-            self.write(progress.stop, {f"{self._unit}/s": rate})
-            left = sum(p.seconds for p in self._since) / (progress.stop - self._since[0].start)
-            left = int(left * (self._stop - progress.stop))
-            numbers = "  ".join(f"{name} {value:.4g}" for name, value in mean.items())
-            if self._bar is None:
-                self.say(
-                    f"step {progress.stop}/{self._stop}  {numbers}  {rate:,.0f} {self._unit}/s  "
-                    f"{left // 60}:{left % 60:02d} left"
-                )
-            self._since = []
+        for piece in _pieces(progress, self._every):
+            self._since.append(piece)
+            if piece.stop % self._every == 0 or piece.stop == self._stop:
+                self._line(piece.stop)
+
+    def _line(self, step: int) -> None:
+        """Means since the line before, to the file and to whoever watches."""
+        since, self._since = self._since, []
+        means = {name: _mean(np.concatenate([p.metrics[name] for p in since])) for name in since[0].metrics}
+        rate = _rate(since, self._batch_size)
+        self.metrics(step, "train", means)
+        self.write(step, {f"train/{self._unit} per second": rate})
+        if self._bar is None:
+            left = int((self._stop - step) * self._batch_size / rate)
+            numbers = "  ".join(f"{name} {value:.4g}" for name, value in means.items())
+            self.say(
+                f"step {step}/{self._stop}  {numbers}  {rate:,.0f} {self._unit}/s  {left // 60}:{left % 60:02d} left"
+            )
 
     def metrics(self, step: int, split: str, values: dict[str, float]) -> None:
         """One line of metrics.jsonl, and the same to TensorBoard."""
-        values = {f"{split}/{name}{self._suffix}": value for name, value in values.items()}
+        values = {f"{split}/{name}{self._suffix}": value for name, value in values.items() if math.isfinite(value)}
         self.write(step, values)
         if self._events is not None:
             for name, value in values.items():
@@ -87,7 +88,7 @@ class Log:
 
     def write(self, step: int, values: dict[str, Any]) -> None:
         """One line of metrics.jsonl."""
-        self._file.write(json.dumps({"step": step} | values) + "\n")
+        self._file.write(json.dumps({"step": step} | values, allow_nan=False) + "\n")
         self._file.flush()
 
     def say(self, line: str) -> None:
@@ -126,12 +127,32 @@ def read(directory: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def replace(path: Path, content: bytes) -> None:
+def write_atomically(path: Path, content: bytes) -> None:
     """Writes a file so that it is never seen half-written."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".part")
-    partial.write_bytes(content)
-    partial.replace(path)
+    try:
+        partial.write_bytes(content)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _mean(values: np.ndarray) -> float:
+    """The mean of those steps that have a value: an objective that is not due has none."""
+    values = values[~np.isnan(values)]
+    return float(values.mean(dtype=np.float64)) if len(values) else math.nan
+
+
+def _pieces(progress: Progress, every: int) -> Iterator[Progress]:
+    """Cuts what happened in a chunk at the multiples of `every`."""
+    start, _, metrics, seconds = progress
+    first, total = start, progress.stop - start
+    while start < progress.stop:
+        stop = min(progress.stop, (start // every + 1) * every)
+        part = {name: values[start - first : stop - first] for name, values in metrics.items()}
+        yield Progress(start, stop, part, seconds * (stop - start) / total)
+        start = stop
 
 
 def _rate(chunks: list[Progress], batch_size: int) -> float:

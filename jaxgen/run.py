@@ -10,9 +10,8 @@ import os
 import shlex
 import signal
 import sys
-import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,12 +22,12 @@ from jax.sharding import Mesh
 
 from jaxgen import folder, log, parallel, report
 from jaxgen.checkpoint import Checkpoints
-from jaxgen.config import Config
+from jaxgen.config import Config, check
 from jaxgen.data.source import Arrays, Dataset, Spec, batch_indices, gather
 from jaxgen.errors import UserError
 from jaxgen.evaluate import Estimate, evaluate
 from jaxgen.step import init_state, make_step
-from jaxgen.train import Hook, train
+from jaxgen.train import Hook, Progress, train
 from jaxgen.types import Batch, Key, Model, Params, TrainState
 
 Figures = dict[str, Estimate]
@@ -41,18 +40,19 @@ class Experiment(NamedTuple):
       model: what is trained.
       title: of the report.
       protocol: stands in the name of every likelihood, such as "dynamic binarisation".
-      pictures: `(params, arrays, key) -> {caption: uint8 [H, W, C]}`, of some held-out examples.
-      measure: `(params, arrays, key, on_progress) ->` figures on all of them; on_progress hears the share done.
-      draw: `(params, key, n) ->` samples as stored, with the controls of `config.sample`.
+      pictures: `(params, arrays, key) -> {caption: uint8 [H, W, C]}`, of some held-out examples; by default none.
+      measure: `(params, arrays, key, on_progress) ->` figures on all test examples, by default the means of
+        `model.evaluate`; on_progress hears the share done.
+      draw: `(params, key, n) ->` samples as stored, with the controls of `config.sample`; by default `model.sample`.
       unit: what one example is.
     """
 
     model: Model
     title: str
-    protocol: str
-    pictures: Callable[[Params, Arrays, Key], dict[str, np.ndarray]]
-    measure: Callable[[Params, Arrays, Key, Callable[[float], None]], Figures]
-    draw: Callable[[Params, Key, int], jax.Array]
+    protocol: str = ""
+    pictures: Callable[[Params, Arrays, Key], dict[str, np.ndarray]] = lambda params, arrays, key: {}
+    measure: Callable[[Params, Arrays, Key, Callable[[float], None]], Figures] | None = None
+    draw: Callable[[Params, Key, int], jax.Array] | None = None
     unit: str = "images"
 
 
@@ -61,7 +61,7 @@ def main(
     default: Config,
     load: Callable[[Any], Dataset],
     build: Callable[[Any, Spec], Experiment],
-    named: Mapping[str, Config],
+    named: Mapping[str, Config] | None = None,
 ) -> None:
     """The command line of an experiment: flags to a configuration, and a run of it.
 
@@ -74,8 +74,8 @@ def main(
     """
     name = Path(file).stem
     with errors_in_one_line():
-        config = parse(name, sys.modules[build.__module__].__doc__ or "", default, named, sys.argv[1:])
-        run(config, load, build, name, shlex.join(["python", "-m", f"experiments.{name}", *sys.argv[1:]]))
+        config = parse(name, sys.modules[build.__module__].__doc__ or "", default, named or {}, sys.argv[1:])
+        run(config, load, build, name, shlex.join(["python", *sys.orig_argv[1:]]))
 
 
 def parse(name: str, doc: str, default: Config, named: Mapping[str, Config], args: list[str]) -> Config:
@@ -99,7 +99,7 @@ def errors_in_one_line() -> Iterator[None]:
     """Ends the program with one line on stderr where the user can mend what is wrong, and with no traceback."""
     try:
         yield
-    except UserError as error:
+    except (UserError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
@@ -119,9 +119,9 @@ def cache_compilations() -> None:
 
 def run(config: Config, load: Callable, build: Callable, name: str, command: str) -> None:
     """Trains, evaluates and reports; goes on where an earlier run of the same configuration stopped."""
-    began = time.perf_counter()
-    cache_compilations()
+    check(config)
     folder.check_writable(config.workdir)
+    cache_compilations()
     mesh = parallel.make_mesh()
     parallel.check_batch_size(config.batch_size, mesh)
     data = load(config)
@@ -129,15 +129,25 @@ def run(config: Config, load: Callable, build: Callable, name: str, command: str
         print(f"notice: {data.notice}", file=sys.stderr)
     experiment = built(build, config, data.spec)
     record = folder.record_of(name, command, config, data)
-    directory = config.workdir
-    folder.claim(directory, record, overwrite=config.run.overwrite)
+    folder.claim(config.workdir, record, overwrite=config.run.overwrite)
+    with folder.locked(config.workdir):
+        figures = _figures(config.workdir, record)
+        if figures:
+            print(f"{config.workdir} is finished: nothing left to do")
+        else:
+            figures = _train_and_measure(config, experiment, data, mesh, record)
+        if figures:
+            _write_report(experiment, config.workdir, record, figures)
+            _summary(experiment, config, record, figures)
 
-    checkpoints = Checkpoints(directory / "checkpoints", keep=config.run.keep)
-    start = checkpoints.latest_step() or 0
-    figures = _figures(directory) if start >= config.steps else None
-    if figures:
-        print(f"{directory} is finished at step {start}: nothing left to do")
-    else:
+
+def _train_and_measure(
+    config: Config, experiment: Experiment, data: Dataset, mesh: Mesh, record: folder.Record
+) -> Figures | None:
+    """The run's figures; None where a signal stopped it."""
+    directory = config.workdir
+    with closing(Checkpoints(directory / "checkpoints", keep=config.run.keep)) as checkpoints:
+        start = checkpoints.latest_step() or 0
         if start:
             print(f"going on from step {start} in {directory}")
         writer = log.Log(
@@ -149,28 +159,23 @@ def run(config: Config, load: Callable, build: Callable, name: str, command: str
             unit=experiment.unit,
             protocol=experiment.protocol,
         )
-        state = _train(config, experiment, data, mesh, checkpoints, writer)
-        step = int(state.step)
-        if step == config.steps:
+        with closing(writer):
+            state, stopped = _train(config, experiment, data, mesh, checkpoints, writer)
+            step = int(state.step)
+            if stopped:
+                print(f"stopped and saved at step {step} of {config.steps}: the same command goes on from there")
+                return None
             figures = measure(experiment, evaluation_params(state), data.test)
-            figures["time of this start, seconds"] = Estimate(time.perf_counter() - began, 0.0)
-            writer.write(step, {"figures": {name: list(value) for name, value in figures.items()}})
-        writer.close()
-        _write_report(experiment, directory, record, figures or {})
-    checkpoints.close()
-    if figures:
-        _summary(experiment, config, figures)
-    else:
-        print(f"stopped and saved at step {step} of {config.steps}: the same command goes on from there")
+            writer.write(step, {"figures": figures, "measured": record.config["evaluate"]})
+    return figures
 
 
 def _train(
     config: Config, experiment: Experiment, data: Dataset, mesh: Mesh, checkpoints: Checkpoints, writer: log.Log
-) -> TrainState:
-    """From the newest checkpoint, or from nothing, to the last step or a signal; the state that it ends in is saved."""
+) -> tuple[TrainState, bool]:
+    """Trains from the newest checkpoint, or from nothing, and saves the last state; True where a signal ended it."""
     model, ema_decay, seed = experiment.model, config.optimizer.ema_decay, config.seed
-    held_out = data.validation or data.test
-    shown = {name: array[:64] for name, array in held_out.items()}
+    split, held_out = ("validation", data.validation) if data.validation else ("test", data.test)
     compiled_evaluate, fixed_key = jax.jit(model.evaluate), jax.random.key(0)  # the same noise at each evaluation
 
     def batches(start: int, stop: int) -> Batch:
@@ -180,15 +185,24 @@ def _train(
     def on_evaluate(step: int, state: TrainState) -> None:
         params = evaluation_params(state)
         values = evaluate(compiled_evaluate, params, held_out, fixed_key)
-        writer.metrics(step, "test", {name: value.mean for name, value in values.items()})
-        writer.say(f"step {step}  test  " + "  ".join(f"{name} {value.mean:.4g}" for name, value in values.items()))
-        for caption, picture in experiment.pictures(params, shown, fixed_key).items():
+        writer.metrics(step, split, {name: value.mean for name, value in values.items()})
+        writer.say(f"step {step}  {split}  " + "  ".join(f"{name} {value.mean:.4g}" for name, value in values.items()))
+        for caption, picture in experiment.pictures(params, held_out, fixed_key).items():
             path = config.workdir / "samples" / f"{caption.replace(' ', '_')}_{step:07d}.png"
-            log.replace(path, report.png(picture))
+            log.write_atomically(path, report.png(picture))
+
+    def on_progress(progress: Progress) -> None:
+        writer.progress(progress)
+        losses = progress.metrics.get("loss", np.zeros(1))
+        if not np.isfinite(losses).all():
+            raise UserError(
+                f"the loss is {losses[~np.isfinite(losses)][0]} near step {progress.stop}: try a lower "
+                "--optimizer.learning-rate or --optimizer.clip-norm 1, with --run.overwrite or in another --workdir"
+            )
 
     if checkpoints.latest_step() is None:
         init = parallel.compile_init(partial(init_state, model, ema=ema_decay is not None), mesh)
-        some = batch_indices(len(data), min(len(data), 10_000), seed=seed, start=0, stop=1)[0]
+        some = batch_indices(len(data), min(len(data), 1_000), seed=seed, start=0, stop=1)[0]
         state = init(jax.random.key(seed), gather(data.train, some))
     else:
         template = abstract_state(model, data.spec, ema=ema_decay is not None)
@@ -205,12 +219,12 @@ def _train(
                 Hook(config.run.evaluate_every, on_evaluate),
                 Hook(config.run.checkpoint_every, checkpoints.save),
             ],
-            on_progress=writer.progress,
+            on_progress=on_progress,
             should_stop=should_stop,
         )
         checkpoints.save(int(state.step), state)
         checkpoints.wait()
-    return state
+        return state, should_stop()
 
 
 def restore_params(config: Config, model: Model, spec: Spec) -> tuple[int, Params]:
@@ -219,12 +233,11 @@ def restore_params(config: Config, model: Model, spec: Spec) -> tuple[int, Param
     Raises:
       UserError: there is none yet.
     """
-    checkpoints = Checkpoints(config.workdir / "checkpoints")
-    if checkpoints.latest_step() is None:
+    if not folder.has_checkpoint(config.workdir):
         raise UserError(f"{config.workdir} has no checkpoint yet: run its experiment first")
     template = abstract_state(model, spec, ema=config.optimizer.ema_decay is not None)
-    state = checkpoints.restore(parallel.replicated(template, parallel.make_mesh()))
-    checkpoints.close()
+    with closing(Checkpoints(config.workdir / "checkpoints")) as checkpoints:
+        state = checkpoints.restore(parallel.replicated(template, parallel.make_mesh()))
     return int(state.step), evaluation_params(state)
 
 
@@ -241,8 +254,18 @@ def evaluation_params(state: TrainState) -> Params:
 
 def measure(experiment: Experiment, params: Params, arrays: Arrays) -> Figures:
     """The experiment's figures, with a bar while they take their time."""
+    key = jax.random.key(0)
+    if experiment.measure is None:
+        means = evaluate(jax.jit(experiment.model.evaluate), params, arrays, key)
+        return {f"test {name} ({experiment.protocol})": value for name, value in means.items()}
     with log.bar("measuring") as on_progress:
-        return experiment.measure(params, arrays, jax.random.key(0), on_progress)
+        return experiment.measure(params, arrays, key, on_progress)
+
+
+def draw(experiment: Experiment, params: Params, key: Key, n: int) -> np.ndarray:
+    """As many samples, as the data are stored."""
+    sample = experiment.draw or jax.jit(experiment.model.sample, static_argnums=2)
+    return np.asarray(sample(params, key, n))
 
 
 def built(build: Callable[[Any, Spec], Experiment], config: Config, spec: Spec) -> Experiment:
@@ -262,7 +285,7 @@ def _stop_on_signal() -> Iterator[Callable[[], bool]]:
         if asked and number == signal.SIGINT:
             raise KeyboardInterrupt
         asked.append(number)
-        print("stopping after this chunk of steps (again: at once)", file=sys.stderr)
+        os.write(2, b"stopping after this chunk of steps (again: at once)\n")  # print must not be entered twice
 
     earlier = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -272,15 +295,17 @@ def _stop_on_signal() -> Iterator[Callable[[], bool]]:
             signal.signal(number, handler)
 
 
-def _figures(directory: Path) -> Figures | None:
-    """The figures of a finished run."""
-    found = [row["figures"] for row in log.read(directory) if "figures" in row]
-    return {name: Estimate(*value) for name, value in found[-1].items()} if found else None
+def _figures(directory: Path, record: folder.Record) -> Figures | None:
+    """The figures of a finished run, if they were measured as is wished now."""
+    for row in reversed(log.read(directory)):
+        if row.get("measured") == record.config["evaluate"]:
+            return {name: Estimate(*value) for name, value in row["figures"].items()}
+    return None
 
 
 def _write_report(experiment: Experiment, directory: Path, record: folder.Record, figures: Figures) -> None:
     newest: dict[str, Path] = {}
-    for path in sorted((directory / "samples").glob("*_*.png")):
+    for path in sorted((directory / "samples").glob("*_*.png"), key=lambda path: int(path.stem.rpartition("_")[2])):
         newest[path.stem.rpartition("_")[0].replace("_", " ")] = path
     page = report.page(
         title=f"{experiment.title}, {record.data.name}",
@@ -293,12 +318,12 @@ def _write_report(experiment: Experiment, directory: Path, record: folder.Record
         | {name: value for name, value, _ in folder.differences(record.config, {})},
         notice=record.notice,
     )
-    log.replace(directory / "report.html", page.encode())
+    log.write_atomically(directory / "report.html", page.encode())
 
 
-def _summary(experiment: Experiment, config: Config, figures: Figures) -> None:
+def _summary(experiment: Experiment, config: Config, record: folder.Record, figures: Figures) -> None:
     width, directory = max(len(name) for name in figures), shlex.quote(str(config.workdir))
-    print(f"\n{experiment.title}: {config.steps:,} steps on {folder.device()}")
+    print(f"\n{experiment.title}: {config.steps:,} steps on {record.device}, data {record.data.name}")
     for name, value in figures.items():
         print(f"  {name:<{width}}  {value}")
     print(f"\nfiles  {directory}/report.html, samples/, metrics.jsonl, checkpoints/")

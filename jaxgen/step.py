@@ -52,7 +52,9 @@ def make_step(model: Model, *, ema_decay: float | None = None, axis_name: str | 
             metrics |= new
         ema = state.ema
         if ema_decay is not None:
-            ema = optax.incremental_update(params, ema, 1 - ema_decay)
+            trained = {objective.wrt for objective in model.objectives}
+            average = optax.incremental_update(params, ema, 1 - ema_decay)
+            ema = {name: average[name] if name in trained else params[name] for name in params}
         return state.replace(step=state.step + 1, params=params, opt_state=opt_state, ema=ema), metrics
 
     return step

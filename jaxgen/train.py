@@ -13,14 +13,13 @@ from jaxgen.types import Batch, TrainState
 
 
 class Hook(NamedTuple):
-    """`call(step, state)` after every `every` steps; with `at_end`, after the last one too.
+    """`call(step, state)` after every `every` steps, and after the last one.
 
     The state is given up to the next step, so a hook that keeps any of it makes a copy.
     """
 
     every: int
     call: Callable[[int, TrainState], None]
-    at_end: bool = True
 
 
 class Progress(NamedTuple):
@@ -78,7 +77,7 @@ def train(
             if unreported:
                 report(*unreported)
             unreported = start, end, metrics
-            due = [hook for hook in hooks if end % hook.every == 0 or (end == stop and hook.at_end)]
+            due = [hook for hook in hooks if end % hook.every == 0 or end == stop]
             stopping = should_stop()
             if due or stopping or end == stop:
                 report(*unreported)

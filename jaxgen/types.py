@@ -62,7 +62,7 @@ class TrainState:
       key: PRNG key that never changes; all that is random at step t derives from `fold_in(key, t)`.
       params: one entry per network.
       opt_state: one entry per objective, under the name of its network.
-      ema: exponential moving average of `params`, or None.
+      ema: `params` with an exponential moving average of every network that an objective trains, or None.
     """
 
     step: jax.Array

@@ -1,6 +1,6 @@
-"""What every model must pass, whatever its family. A test module calls `check_model(make, batch)` for each of its models.
+"""What every model must pass, whatever its family; a test module calls `check_model(make, batch)` for each of its own.
 
-`make(optimizer)` makes the model; parity is tested under SGD, since Adam's division hides a gradient of the wrong scale.
+`make(optimizer)` makes the model. Parity is tested under SGD: Adam's division hides a gradient of the wrong scale.
 """
 
 from collections.abc import Callable

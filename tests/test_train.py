@@ -7,7 +7,7 @@ import optax
 import pytest
 
 from jaxgen.step import init_state, make_step, scan_steps
-from jaxgen.train import Hook, Progress, _chunks, train
+from jaxgen.train import Hook, _chunks, train
 from jaxgen.types import Aux, Model, Objective
 
 
@@ -59,7 +59,7 @@ def test_noise_is_a_function_of_key_and_step():
         state, metrics = step(state, BATCH)
         noise.append(float(metrics["noise"]))
     assert len(set(noise)) == 3
-    again, metrics = step(state.replace(step=jnp.int32(1)), BATCH)
+    _, metrics = step(state.replace(step=jnp.int32(1)), BATCH)
     assert float(metrics["noise"]) == noise[1]
 
 
@@ -161,7 +161,3 @@ def test_an_error_while_a_batch_is_made_reaches_the_caller():
 
     with pytest.raises(OSError, match="the disk is gone"):
         train(state_of(quadratic()), None, batches, stop=3)
-
-
-def test_progress_is_a_plain_record():
-    assert Progress(0, 2, {}, 1.0).stop == 2

@@ -11,7 +11,7 @@ import pytest
 from conformance import check_model
 from scipy import stats
 
-from jaxgen.data.decode import dynamic_binarize
+from jaxgen.data.decode import dynamic_binarize, to_uint8
 from jaxgen.distributions import bernoulli, normal
 from jaxgen.evaluate import importance_weighted_nll
 from jaxgen.models.vae import log_mean_exp, vae
@@ -37,7 +37,7 @@ class Linear(nn.Module):
 
 
 def unit(batch, key):
-    return batch / 255
+    return batch["image"] / 255
 
 
 def linear(**options):
@@ -46,7 +46,8 @@ def linear(**options):
         decoders=[Linear(PIXELS)],
         latents=[LATENTS],
         likelihood=normal(LOGVAR),
-        observe=lambda image, key: image / 255,
+        observe=unit,
+        store=to_uint8,
         optimizer=optax.sgd(0.01),
         **options,
     )
@@ -153,7 +154,8 @@ def two_layers(**options):
         decoders=[MLP((8,), PIXELS), MLP((8,), (6,))],
         latents=[3, 2],
         likelihood=bernoulli(),
-        observe=lambda image, key: image / 255,
+        observe=unit,
+        store=to_uint8,
         optimizer=optax.sgd(0.01),
         **options,
     )
@@ -225,7 +227,8 @@ def test_condition_reaches_encoder_decoder_and_samples():
         decoders=[MLP((8,), PIXELS)],
         latents=[2],
         likelihood=bernoulli(),
-        observe=lambda image, key: image / 255,
+        observe=unit,
+        store=to_uint8,
         optimizer=optax.sgd(0.01),
         num_classes=3,
     )
@@ -251,10 +254,15 @@ def test_options_that_do_not_fit_are_refused(options):
                 "latents": [3],
                 "likelihood": bernoulli(),
                 "observe": unit,
+                "store": to_uint8,
                 "optimizer": optax.sgd(0.1),
             }
             | options
         )
+
+
+def binarized(batch, key):
+    return dynamic_binarize(batch["image"], key)
 
 
 def small(optimizer, **options):
@@ -265,7 +273,11 @@ def small(optimizer, **options):
         "decoders": [conv.Decoder(shape, channels=(4, 4), hidden=8)],
         "latents": [3],
     }
-    return vae(**networks | {"likelihood": bernoulli(), "observe": dynamic_binarize, "optimizer": optimizer} | options)
+    return vae(
+        **networks
+        | {"likelihood": bernoulli(), "observe": binarized, "store": to_uint8, "optimizer": optimizer}
+        | options
+    )
 
 
 TWO_LAYERS = {

@@ -1,13 +1,9 @@
 """Stored arrays to what a model reads, as pure functions that run inside the compiled step."""
 
-from collections.abc import Callable
-
 import jax
 import jax.numpy as jnp
 
 from jaxgen.types import Key
-
-Observe = Callable[[jax.Array, Key], jax.Array]  # (stored [B, ...], key) -> float32 [B, ...]
 
 
 def to_unit(image: jax.Array, key: Key | None = None) -> jax.Array:

@@ -313,15 +313,13 @@ def _where(arrays: Arrays, chosen: np.ndarray) -> Arrays:
 
 def _binarized(data: Dataset, binarization: str) -> Dataset:
     """Fixed binarisation: each pixel drawn once, 255 with probability intensity / 255 (Salakhutdinov & Murray 2008)."""
-    if binarization == "none":
-        return data
     image = data.train["image"]
     if ((image == 0) | (image == 255)).all():
         if binarization == "dynamic":
             raise _already_binary(data.name)
-        return data
-    if binarization == "dynamic":
-        return data
+        return replace(data, binarization="fixed")
+    if binarization != "fixed":
+        return replace(data, binarization=binarization)
     if image.dtype != np.uint8:
         raise UserError(f"{data.name} holds {image.dtype} images, fixed binarization expects uint8 ones: choose none")
 
@@ -332,7 +330,8 @@ def _binarized(data: Dataset, binarization: str) -> Dataset:
         thresholds = np.random.default_rng((0, split)).integers(0, 255, arrays["image"].shape, np.uint8)
         return arrays | {"image": np.where(arrays["image"] > thresholds, np.uint8(255), np.uint8(0))}
 
-    return replace(data, train=draw(data.train, 0), test=draw(data.test, 1), validation=draw(data.validation, 2))
+    train, test, validation = draw(data.train, 0), draw(data.test, 1), draw(data.validation, 2)
+    return replace(data, train=train, test=test, validation=validation, binarization="fixed")
 
 
 def _already_binary(name: str) -> UserError:

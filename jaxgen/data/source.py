@@ -5,6 +5,7 @@ same batches, on any number of processes. Small data sets are read once into arr
 times faster than a pipeline that handles one example at a time.
 """
 
+import hashlib
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -22,6 +23,8 @@ class Spec:
     name: str
     entries: dict[str, tuple[tuple[int, ...], str]]  # shape and dtype of one example's entries
     classes: tuple[str, ...] = ()  # names of the label values
+    binarization: str = "none"  # that was really done, or is to be
+    digest: str = ""  # of all splits: the same data, the same digest
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,7 @@ class Dataset:
     classes: tuple[str, ...] = ()  # names of the label values, empty when there are no labels
     notice: str | None = None  # one line when this is not the data set that was asked for, and why
     source: str = ""  # where it comes from and its licence, one line
+    binarization: str = "none"  # "fixed" when the pixels are 0 or 255, "dynamic" when the training step is to draw them
 
     def __len__(self) -> int:
         """Number of training examples."""
@@ -43,7 +47,11 @@ class Dataset:
     @property
     def spec(self) -> Spec:
         entries = {name: (array.shape[1:], str(array.dtype)) for name, array in self.train.items()}
-        return Spec(self.name, entries, self.classes)
+        digest = hashlib.sha256()
+        for split in (self.train, self.validation or {}, self.test):
+            for array in split.values():
+                digest.update(np.ascontiguousarray(array))
+        return Spec(self.name, entries, self.classes, self.binarization, digest.hexdigest()[:16])
 
 
 def batch_indices(num_examples: int, batch_size: int, *, seed: int, start: int, stop: int) -> np.ndarray:

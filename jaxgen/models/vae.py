@@ -18,7 +18,6 @@ import jax.numpy as jnp
 import optax
 from jax.scipy.special import logsumexp
 
-from jaxgen.data.decode import Observe, to_uint8, to_unit
 from jaxgen.distributions import Likelihood, normal_kl, normal_log_prob
 from jaxgen.types import Aux, Batch, Key, Model, Objective, Params
 
@@ -65,7 +64,8 @@ def vae(
     decoders: Sequence[nn.Module],
     latents: Sequence[int],
     likelihood: Likelihood,
-    observe: Observe,
+    observe: Callable[[Batch, Key], Array],
+    store: Callable[[Array], Array],
     optimizer: optax.GradientTransformation,
     num_samples: int = 1,
     doubly_reparameterized: bool = False,
@@ -82,7 +82,8 @@ def vae(
         z_2 to the mean and log-variance of z_1, ... The first has a field `output_bias`, an initialiser.
       latents: (D_1, ..., D_L).
       likelihood: p(x | z_1).
-      observe: turns a stored image and a key into x.
+      observe: `(batch, key) -> x [B, ...]`, float32 in [0, 1]: decodes what is stored, and binarises it if so wished.
+      store: the way back, x to what is stored.
       optimizer: for all parameters.
       num_samples: K. 1 maximises the evidence lower bound, more the importance-weighted bound (Burda et al. 2015).
       doubly_reparameterized: the gradient estimator of Tucker et al. 2019 for that bound.
@@ -97,8 +98,10 @@ def vae(
     """
     if not len(encoders) == len(decoders) == len(latents) >= 1:
         raise ValueError(f"{len(encoders)} encoders, {len(decoders)} decoders, {len(latents)} latent sizes: want equal")
-    if free_bits and num_samples > 1:
-        raise ValueError("free bits are defined for the evidence lower bound, num_samples=1")
+    if num_samples < 1 or min(latents) < 1:
+        raise ValueError(f"num_samples is {num_samples} and latents are {tuple(latents)}: want at least 1 of each")
+    if free_bits and (num_samples > 1 or len(latents) > 1):
+        raise ValueError("free bits need a KL in closed form: num_samples=1 and one stochastic layer")
     if doubly_reparameterized and num_samples == 1:
         raise ValueError("the doubly-reparameterised gradient is of the importance-weighted bound, num_samples > 1")
     top = len(latents) - 1
@@ -106,7 +109,7 @@ def vae(
     # Networks ---------------------------------------------------------------------------------------------------------
 
     def init(key: Key, batch: Batch) -> Params:
-        x = to_unit(batch["image"])
+        x = observe(batch, key)
         bias = likelihood.bias(x.mean(0))
         condition = one_hot(jnp.zeros(1, jnp.int32))
         network = {}
@@ -168,8 +171,8 @@ def vae(
     def elbo_loss(params: Params, x: Array, key: Key, condition: Array | None, beta: Array) -> tuple[Array, Terms]:
         """Kingma & Welling 2014, eq. 10: -E_q[log p(x | z)] + KL(q(z | x) || p(z))."""
         t = terms(params, x, *infer(params, x, key, 1, condition), condition, analytic=True)
-        pressed = [jnp.maximum(kl, free_bits) if free_bits else kl for kl in t.kl]
-        return -Terms(t.reconstruction, tuple(pressed)).log_weight(beta)[0], t
+        pressed = t._replace(kl=tuple(jnp.maximum(kl, free_bits) for kl in t.kl)) if free_bits else t
+        return -pressed.log_weight(beta)[0], t
 
     def iwae_loss(params: Params, x: Array, key: Key, condition: Array | None, beta: Array) -> tuple[Array, Terms]:
         """Burda et al. 2015, eq. 8: -log mean_k w_k."""
@@ -203,7 +206,7 @@ def vae(
         if warmup_steps:
             steps = params["warmup"]["steps"]
             weight, writes = beta * jnp.minimum(steps / warmup_steps, 1), {"warmup": {"steps": steps + 1}}
-        per_example, t = bound(params, observe(batch["image"], observe_key), key, one_hot(batch.get("label")), weight)
+        per_example, t = bound(params, observe(batch, observe_key), key, one_hot(batch.get("label")), weight)
         metrics = {
             "loss": per_example.mean(),
             "reconstruction": t.reconstruction.mean(),
@@ -216,7 +219,7 @@ def vae(
     def evaluate(params: Params, batch: Batch, key: Key) -> dict[str, Array]:
         """The bound that is trained, and the terms of the evidence lower bound: without beta, warm-up or free bits."""
         observe_key, key = jax.random.split(key)
-        x, condition = observe(batch["image"], observe_key), one_hot(batch.get("label"))
+        x, condition = observe(batch, observe_key), one_hot(batch.get("label"))
         t = terms(params, x, *infer(params, x, key, num_samples, condition), condition, analytic=num_samples == 1)
         log_w, kl = t.log_weight(), sum(kl.sum(-1) for kl in t.kl)
         values = {"elbo": log_w.mean(0), "reconstruction": t.reconstruction.mean(0), "kl": kl.mean(0)}
@@ -228,12 +231,14 @@ def vae(
             mu, logvar = posterior(params, layer, mu, one_hot(condition))
         return mu, logvar
 
-    def ancestral(params: Params, z: Array, condition: Array | None, key: Key | None) -> Array:
+    def ancestral(
+        params: Params, z: Array, condition: Array | None, key: Key | None, temperature: float = 1.0
+    ) -> Array:
         """From z_L down to the likelihood's output."""
         for layer in range(top, 0, -1):
             z, logvar = jnp.split(down(params, layer, z, condition), 2, axis=-1)
             if key is not None:
-                z += jnp.exp(0.5 * logvar) * jax.random.normal(jax.random.fold_in(key, layer), z.shape)
+                z += temperature * jnp.exp(0.5 * logvar) * jax.random.normal(jax.random.fold_in(key, layer), z.shape)
         return down(params, 0, z, condition)
 
     def decode(params: Params, z: Array, condition: Array | None = None, key: Key | None = None) -> Array:
@@ -253,23 +258,24 @@ def vae(
         temperature: float = 1.0,
         draw: bool = False,
     ) -> Array:
-        """uint8 [n, H, W, C]: z ~ N(0, temperature^2) decoded to the mean of p(x | z), or drawn from it.
+        """[n, ...] as stored: the mean of p(x | z), or with `draw` a draw from it.
 
-        `condition`: labels [n]; a conditional model that gets none draws them uniformly.
+        `condition` is labels [n]; a conditional model that gets none draws them uniformly. `temperature` scales the
+        standard deviation of the latents of every layer.
         """
         z_key, layers_key, label_key, x_key = jax.random.split(key, 4)
         z = temperature * jax.random.normal(z_key, (n, latents[top]))
         if num_classes and condition is None:
             condition = jax.random.randint(label_key, (n,), 0, num_classes)
-        output = ancestral(params, z, one_hot(condition), layers_key)
-        return to_uint8(likelihood.sample(x_key, output) if draw else likelihood.mean(output))
+        output = ancestral(params, z, one_hot(condition), layers_key, temperature)
+        return store(likelihood.sample(x_key, output) if draw else likelihood.mean(output))
 
     return VAE(
         init=init,
         objectives=(Objective("vae", loss, optimizer),),
         evaluate=evaluate,
         sample=sample,
-        observe=lambda batch, key: observe(batch["image"], key),
+        observe=observe,
         encode=encode,
         decode=decode,
         reconstruct=reconstruct,

@@ -1,0 +1,331 @@
+"""Whole runs: what is in the folder, going on bit for bit, and one clear line for every mistake."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from experiments import vae_mnist
+from jaxgen import __main__ as commands
+from jaxgen import config as flags
+from jaxgen import folder, log
+from jaxgen.checkpoint import Checkpoints
+from jaxgen.errors import UserError
+from jaxgen.run import abstract_state, run
+
+TINY = ["--data.name", "mnist_5k", "--model.hidden", "8", "--model.latents", "2", "--batch-size", "16"]
+TINY += ["--evaluate.nll-samples", "2", "--run.log-every", "50"]
+
+
+@pytest.fixture(scope="session")
+def environment(tmp_path_factory):
+    """For child processes: four devices, as here, and a compilation cache that they share."""
+    cache = str(tmp_path_factory.mktemp("cache"))
+    return os.environ | {"JAX_COMPILATION_CACHE_DIR": cache, "JAX_NUM_CPU_DEVICES": "4", "PYTHONWARNINGS": "default"}
+
+
+@pytest.fixture
+def config(tmp_path):
+    return vae_mnist.Config(
+        workdir=tmp_path / "run",
+        steps=120,
+        batch_size=16,
+        data=flags.ImageDataConfig(name="mnist_5k"),
+        model=vae_mnist.ModelConfig(hidden=(8,), latents=(2,)),
+        evaluate=vae_mnist.EvaluateConfig(nll_samples=2),
+        run=flags.RunConfig(log_every=30, evaluate_every=60, checkpoint_every=40, keep=10, chunk=20),
+    )
+
+
+@pytest.fixture(autouse=True)
+def no_shared_cache(monkeypatch):
+    monkeypatch.setattr("jaxgen.run.cache_compilations", lambda: None)
+
+
+def train(config):
+    run(config, vae_mnist.load, vae_mnist.build, "vae_mnist", "python -m experiments.vae_mnist")
+
+
+def state_of(directory: Path, step: int | None = None):
+    record, module, config = folder.load_run(directory)
+    model = module.build(config, record.data).model
+    checkpoints = Checkpoints(directory / "checkpoints")
+    state = checkpoints.restore(abstract_state(model, record.data, ema=config.optimizer.ema_decay is not None))
+    checkpoints.close()
+    return jax.device_get(state.replace(key=jax.random.key_data(state.key)))
+
+
+def assert_same_state(one: Path, other: Path) -> None:
+    jax.tree.map(np.testing.assert_array_equal, state_of(one), state_of(other))
+
+
+def test_a_run_leaves_what_it_promises(config, capsys):
+    train(config)
+    record = json.loads((config.workdir / "config.json").read_text())
+    assert record["data"]["name"] == "mnist_5k"
+    assert record["config"]["steps"] == 120
+    assert record["versions"]["jax"] == jax.__version__
+    rows = log.read(config.workdir)
+    assert [row["step"] for row in rows if "train/loss (mnist_5k, dynamic binarisation)" in row] == [30, 60, 90, 120]
+    assert [row["step"] for row in rows if "test/elbo (mnist_5k, dynamic binarisation)" in row] == [60, 120]
+    pictures = sorted(path.name for path in (config.workdir / "samples").iterdir())
+    kinds = ["interpolations", "reconstructions", "samples"]
+    assert pictures == [f"{kind}_{step:07d}.png" for kind in kinds for step in (60, 120)]
+    page = (config.workdir / "report.html").read_text()
+    assert "python -m experiments.vae_mnist" in page
+    assert page.count("data:image/png;base64,") == 3
+    assert not re.search(r"(src|href)=\"(?!data:)", page.partition("<svg")[0])
+    printed = capsys.readouterr().out
+    assert "mnist_5k, dynamic binarisation, 2 importance samples, 1,000 images" in printed
+    assert f"python -m jaxgen sample {config.workdir}" in printed
+    assert int(state_of(config.workdir).step) == 120
+
+    train(config)  # the same again: nothing to do, the same figures
+    again = capsys.readouterr().out
+    assert "is finished: nothing left to do" in again
+    assert again.splitlines()[2:] == printed[printed.index("\nVariational") + 1 :].splitlines()
+    train(replace(config, evaluate=vae_mnist.EvaluateConfig(3)))  # but other figures are measured
+    assert "3 importance samples" in capsys.readouterr().out
+
+
+def test_another_configuration_is_refused_with_the_fields_that_differ(config):
+    train(replace(config, steps=10))
+    for other, name in [
+        (replace(config, steps=20), r"--steps was 10, is 20"),
+        (replace(config, steps=10, optimizer=flags.OptimizerConfig(learning_rate=0.5)), r"--optimizer.learning-rate"),
+        (
+            replace(config, steps=10, data=replace(config.data, binarization="fixed")),
+            r"--data.binarization was dynamic",
+        ),
+    ]:
+        with pytest.raises(UserError, match=name):
+            train(other)
+    # How a run is watched and measured is no part of what it is.
+    train(replace(config, steps=10, run=flags.RunConfig(log_every=1), evaluate=vae_mnist.EvaluateConfig(3)))
+    train(replace(config, steps=20, run=flags.RunConfig(overwrite=True)))
+    assert int(state_of(config.workdir).step) == 20
+
+
+def test_without_a_checkpoint_there_is_nothing_to_go_on_from(config):
+    """After a loss that is no number, the advice to lower the learning rate can be followed in the same folder."""
+    with pytest.raises(UserError, match=r"the loss is .*try a lower"):
+        train(replace(config, optimizer=flags.OptimizerConfig(learning_rate=1e9, schedule="constant")))
+    train(config)
+    assert int(state_of(config.workdir).step) == 120
+
+
+def test_one_folder_one_process(config):
+    train(replace(config, steps=4))
+    with folder.locked(config.workdir), pytest.raises(UserError, match="another process"):
+        train(replace(config, steps=4))
+
+
+def test_other_data_of_the_same_name_are_noticed(config, tmp_path):
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    for i in range(12):
+        Image.fromarray(np.full((8, 8), 20 * i, np.uint8)).save(pictures / f"{i}.png")
+    config = replace(config, steps=4, batch_size=8, data=flags.ImageDataConfig(f"folder:{pictures}"))
+    train(config)
+    Image.fromarray(np.zeros((8, 8), np.uint8)).save(pictures / "5.png")
+    with pytest.raises(UserError, match=r"--data.digest"):
+        train(config)
+    with pytest.raises(UserError, match="digest"):
+        commands.main(["evaluate", str(config.workdir)])
+
+
+def test_a_checkpoint_of_four_devices_is_read_on_one(config, environment, tmp_path):
+    train(replace(config, steps=4))
+    command = [sys.executable, "-m", "jaxgen", "sample", str(config.workdir), "--num", "5", "--out", "one.png"]
+    environment = environment | {"JAX_NUM_CPU_DEVICES": "1"}
+    subprocess.run(command, env=environment, cwd=tmp_path, check=True, capture_output=True, timeout=120)
+    commands.main(["sample", str(config.workdir), "--num", "5", "--out", str(tmp_path / "four.png")])
+    one, four = (np.asarray(Image.open(tmp_path / name), int) for name in ("one.png", "four.png"))
+    assert np.abs(one - four).max() <= 1
+
+
+def test_overwrite_never_deletes_a_folder_that_is_no_run(config):
+    config.workdir.mkdir()
+    (config.workdir / "thesis.tex").write_text("years of work")
+    for overwrite in (False, True):
+        with pytest.raises(UserError, match="not a run folder"):
+            train(replace(config, run=flags.RunConfig(overwrite=overwrite)))
+    (config.workdir / "config.json").write_text('{"model": "somebody else\'s"}')
+    with pytest.raises(UserError, match="is not that of a run"):
+        train(replace(config, run=flags.RunConfig(overwrite=True)))
+    assert (config.workdir / "thesis.tex").read_text() == "years of work"
+
+
+@pytest.mark.parametrize("ema_decay", [None, 0.9])
+def test_interrupted_at_any_chunk_it_goes_on_bit_for_bit(config, tmp_path, monkeypatch, capsys, ema_decay):
+    config = replace(config, optimizer=flags.OptimizerConfig(ema_decay=ema_decay))
+    whole = replace(config, workdir=tmp_path / "whole")
+    train(whole)
+    progress = log.Log.progress
+
+    def interrupt(self, chunk):
+        progress(self, chunk)
+        if chunk.start == 40:
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(log.Log, "progress", interrupt)
+    train(config)
+    assert "stopped and saved at step" in capsys.readouterr().out
+    assert 40 < int(state_of(config.workdir).step) < 120
+    monkeypatch.undo()
+    monkeypatch.setattr("jaxgen.run.cache_compilations", lambda: None)
+    train(config)
+    assert_same_state(config.workdir, whole.workdir)
+    rows, expected = ([row for row in log.read(d) if "figures" not in row] for d in (config.workdir, whole.workdir))
+    for row in rows + expected:
+        row.pop("train/images per second", None)
+    assert [row["step"] for row in rows] == [row["step"] for row in expected]
+
+
+def test_killed_and_started_again_in_a_new_process_it_ends_in_the_same_state(tmp_path, environment):
+    """Processes and kill -9, as on a cluster."""
+
+    def command(name):
+        flags = ["--workdir", str(tmp_path / name), "--steps", "4000", "--run.checkpoint-every", "100"]
+        return [sys.executable, "-m", "experiments.vae_mnist", *TINY, *flags]
+
+    subprocess.run(command("whole"), env=environment, check=True, capture_output=True, timeout=120)
+    with subprocess.Popen(command("killed"), env=environment, stdout=subprocess.PIPE, text=True) as process:
+        for line in process.stdout:
+            if line.startswith("step 500/"):
+                process.kill()
+                break
+    again = subprocess.run(command("killed"), env=environment, check=True, capture_output=True, text=True, timeout=120)
+    assert "going on from step" in again.stdout
+    assert_same_state(tmp_path / "killed", tmp_path / "whole")
+    steps = [
+        row["step"] for row in log.read(tmp_path / "killed") if "train/loss (mnist_5k, dynamic binarisation)" in row
+    ]
+    assert steps == list(range(50, 4001, 50))
+
+
+def test_sample_and_evaluate_need_the_folder_only(config, tmp_path, capsys):
+    train(config)
+    out = tmp_path / "grid.png"
+    commands.main(["sample", str(config.workdir), "--num", "5", "--out", str(out), "--temperature", "0.5"])
+    first = out.read_bytes()
+    commands.main(["sample", str(config.workdir), "--num", "5", "--out", str(out), "--temperature", "0.5"])
+    assert out.read_bytes() == first
+    commands.main(["sample", str(config.workdir), "--num", "5", "--out", str(out), "--seed", "1"])
+    assert out.read_bytes() != first
+    capsys.readouterr()
+    commands.main(["evaluate", str(config.workdir), "--nll-samples", "3"])
+    assert "mnist_5k, dynamic binarisation, 3 importance samples, 1,000 images" in capsys.readouterr().out
+
+
+def test_falls_back_and_says_so_everywhere(config, tmp_path, monkeypatch, capsys):
+    def unreachable(*args, **kwargs):
+        raise UserError("no network")
+
+    monkeypatch.setattr("jaxgen.data.images.download", unreachable)
+    data = flags.ImageDataConfig(name="mnist", dir=tmp_path / "none")
+    with pytest.raises(UserError, match="no network"):
+        train(replace(config, data=replace(data, strict=True)))
+    assert not config.workdir.exists()
+    train(replace(config, steps=10, data=data))
+    assert capsys.readouterr().err.count("notice: using mnist_5k") == 1
+    assert folder.read_record(config.workdir).data.name == "mnist_5k"
+    assert "instead of mnist" in (config.workdir / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"batch_size": 6}, "--batch-size 6 .* 4 devices"),
+        ({"workdir": Path("/dev/null/run")}, "cannot write to /dev/null/run"),
+        ({"model": vae_mnist.ModelConfig(hidden=(8, 8))}, "--model.hidden has 2 numbers"),
+        ({"model": vae_mnist.ModelConfig(free_bits=1.0, num_samples=2)}, "free bits"),
+        ({"model": vae_mnist.ModelConfig(num_samples=0)}, "num_samples is 0"),
+        ({"batch_size": 0}, "--batch-size 0: expected at least 1"),
+        ({"seed": -1}, "--seed -1: expected at least 0"),
+        ({"run": flags.RunConfig(chunk=0)}, "--run.chunk 0: expected at least 1"),
+        ({"run": flags.RunConfig(evaluate_every=-1)}, "--run.evaluate-every -1"),
+        ({"evaluate": vae_mnist.EvaluateConfig(0)}, "nll-samples 0"),
+        ({"sample": vae_mnist.SampleConfig(label=3)}, "--label 3: expected none"),
+        ({"model": vae_mnist.ModelConfig(conditional=True), "sample": vae_mnist.SampleConfig(10)}, "0 to 9"),
+        ({"data": flags.ImageDataConfig("mnist_5k", binarization="none")}, "Bernoulli"),
+        ({"data": flags.ImageDataConfig("mnits", strict=True)}, "unknown data set 'mnits', did you mean mnist"),
+        (
+            {"optimizer": flags.OptimizerConfig(learning_rate=1e9, schedule="constant")},
+            "the loss is nan|the loss is inf",
+        ),
+    ],
+)
+def test_a_mistake_is_one_clear_line(config, change, message):
+    with pytest.raises(UserError, match=message) as error:
+        train(replace(config, **change))
+    assert len(str(error.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["-m", "experiments.vae_mnist", "--optimizer.learning-rate", "abc"], "learning-rate"),
+        (["-m", "experiments.vae_mnist", "burda-1layer"], "did you mean burda-1layer-k1"),
+        (["-m", "experiments.vae_mnist", "--data.name", "mnits"], "did you mean mnist"),
+        (["-m", "jaxgen", "sampel", "runs/x"], "did you mean sample"),
+        (["-m", "jaxgen", "sample", "nowhere"], "nowhere is not a run folder"),
+        (["-m", "jaxgen", "data", "prepare", "mnist", "--from", "nowhere"], "nowhere"),
+    ],
+)
+def test_at_the_command_line_no_traceback_and_nothing_left(arguments, message, environment, tmp_path):
+    result = subprocess.run(
+        [sys.executable, *arguments], env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=120
+    )
+    assert result.returncode != 0
+    assert message in result.stderr + result.stdout
+    assert "Traceback" not in result.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_help_explains_every_field(environment):
+    command = [sys.executable, "-m", "experiments.vae_mnist", "--help"]
+    text = subprocess.run(command, env=environment, check=True, capture_output=True, text=True, timeout=120).stdout
+    for flag in [
+        "--workdir",
+        "--seed",
+        "--steps",
+        "--batch-size",
+        "--data.name",
+        "--data.dir",
+        "--data.strict",
+        "--optimizer.learning-rate",
+        "--run.log-every",
+        "--run.evaluate-every",
+        "--run.checkpoint-every",
+        "--run.overwrite",
+        "burda-1layer-k1",
+    ]:
+        assert flag in text, flag
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda record: record | {"experiment": "../../etc"}, "names the experiment"),
+        (lambda record: record | {"experiment": "os"}, "names the experiment"),
+        (lambda record: record | {"config": record["config"] | {"seed": "many"}}, "does not fit"),
+        (lambda record: record | {"experiment": "benchmark"}, "is none"),
+        (lambda record: {"experiment": "vae_mnist"}, "is not that of a run"),
+    ],
+)
+def test_an_edited_run_folder_is_refused(config, change, message):
+    train(replace(config, steps=4))
+    path = config.workdir / "config.json"
+    path.write_text(json.dumps(change(json.loads(path.read_text()))))
+    with pytest.raises(UserError, match=message):
+        folder.load_run(config.workdir)
