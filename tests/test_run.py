@@ -195,7 +195,7 @@ def test_killed_and_started_again_in_a_new_process_it_ends_in_the_same_state(tmp
     """Processes and kill -9, as on a cluster."""
 
     def command(name):
-        flags = ["--workdir", str(tmp_path / name), "--steps", "4000", "--run.checkpoint-every", "100"]
+        flags = ["--workdir", str(tmp_path / name), "--steps", "2000", "--run.checkpoint-every", "100"]
         return [sys.executable, "-m", "experiments.vae_mnist", *TINY, *flags]
 
     subprocess.run(command("whole"), env=environment, check=True, capture_output=True, timeout=120)
@@ -210,7 +210,7 @@ def test_killed_and_started_again_in_a_new_process_it_ends_in_the_same_state(tmp
     steps = [
         row["step"] for row in log.read(tmp_path / "killed") if "train/loss (mnist_5k, dynamic binarisation)" in row
     ]
-    assert steps == list(range(50, 4001, 50))
+    assert steps == list(range(50, 2001, 50))
 
 
 def test_sample_and_evaluate_need_the_folder_only(config, tmp_path, capsys):
