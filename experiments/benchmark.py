@@ -5,6 +5,7 @@ Each comparison takes turns within one process, since machines drift; the ratio 
   vae      training through the real loop (log, checkpoints, next batches) against a bare lax.scan
   conv     a convolutional VAE with this project's convolutions against the same with those of lax
   nll      importance-sampled test likelihood against a bare loop over chunks
+  run      the default run: seconds and memory
   compile  start of a process with an empty compilation cache against one with a full cache
 """
 
@@ -243,6 +244,22 @@ def benchmark_compile(turns: int = 3) -> dict:
                 )
                 seconds[name].append(float(output.stdout))
     return seconds
+
+
+def benchmark_run(turns: int = 1) -> dict:
+    """The default run, offline, from typing to its last line: seconds, and peak memory in MB."""
+    figures = {"seconds": [], "peak MB": []}
+    for _ in range(turns):
+        with tempfile.TemporaryDirectory() as folder:
+            command = [sys.executable, "-m", "experiments.vae_mnist", "--workdir", f"{folder}/run"]
+            command += ["--data.dir", f"{folder}/data"]
+            start = time.perf_counter()
+            process = subprocess.Popen(command, env=os.environ | {"XDG_CACHE_HOME": folder}, stdout=subprocess.DEVNULL)
+            _, status, usage = os.wait4(process.pid, 0)
+            assert status == 0, "the run failed"
+            figures["seconds"].append(time.perf_counter() - start)
+            figures["peak MB"].append(usage.ru_maxrss / 1024)
+    return figures
 
 
 def take_turns(tasks: dict[str, Callable[[], None]], turns: int, work: int) -> dict:

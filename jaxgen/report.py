@@ -17,7 +17,8 @@ PAGE = """<!doctype html>
  code, pre { background: #f4f4f4; border-radius: 4px; padding: .1rem .3rem } pre { padding: .7rem; overflow-x: auto }
  table { border-collapse: collapse } td, th { text-align: left; padding: .2rem 1rem .2rem 0; vertical-align: top }
  tr + tr td { border-top: 1px solid #eee } .notice { background: #fff3cd; padding: .6rem .8rem; border-radius: 4px }
- figure { display: inline-block; margin: 0 1rem 1rem 0 } figcaption { color: #666 }
+ figure { display: inline-block; width: 30%; min-width: 14rem; margin: 0 2% 1rem 0; vertical-align: top }
+ figcaption { color: #666 }
  img { image-rendering: pixelated; max-width: 100% } svg { max-width: 100%; height: auto }
 </style>
 <h1>{{ title }}</h1>

@@ -305,7 +305,7 @@ def _figures(directory: Path, record: folder.Record) -> Figures | None:
 
 def _write_report(experiment: Experiment, directory: Path, record: folder.Record, figures: Figures) -> None:
     newest: dict[str, Path] = {}
-    for path in sorted((directory / "samples").glob("*_*.png"), key=lambda path: int(path.stem.rpartition("_")[2])):
+    for path in sorted((directory / "samples").glob("*_*.png"), key=lambda path: path.stat().st_mtime_ns):
         newest[path.stem.rpartition("_")[0].replace("_", " ")] = path
     page = report.page(
         title=f"{experiment.title}, {record.data.name}",
