@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import tyro
 
 from jaxgen.errors import UserError
+from jaxgen.files import write_atomically
 
 USAGE = """usage: python -m jaxgen COMMAND ...
 
@@ -52,7 +53,7 @@ class Prepare:
 def sample(directory: Path, args: list[str]) -> None:
     import jax
 
-    from jaxgen import folder, log, report, run
+    from jaxgen import folder, report, run
 
     record, module, config = folder.load_run(directory)
     own, controls = _parse(Sample, config.sample, f"sample {directory}", args)
@@ -65,7 +66,7 @@ def sample(directory: Path, args: list[str]) -> None:
     step, params = run.restore_params(config, experiment.model, record.data)
     images = run.draw(experiment, params, jax.random.key(own.seed), own.num)
     try:
-        log.write_atomically(own.out, report.png(report.grid(images)))
+        write_atomically(own.out, report.png(report.grid(images)))
     except OSError as error:
         raise UserError(f"cannot write {own.out} ({error.strerror}): give another --out") from None
     print(f"{own.num} samples of {directory} at step {step}: {own.out}")

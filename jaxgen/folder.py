@@ -17,10 +17,11 @@ from typing import Any
 import jax
 import msgspec
 
-from jaxgen import log
+from jaxgen.checkpoint import saved_steps
 from jaxgen.config import Config
 from jaxgen.data.source import Dataset, Spec
 from jaxgen.errors import UserError
+from jaxgen.files import write_atomically
 
 
 @dataclass(frozen=True)
@@ -91,14 +92,14 @@ def claim(directory: Path, record: Record, *, overwrite: bool) -> None:
         earlier = read_record(directory)
         if earlier is None and any(path.suffix != ".part" for path in directory.iterdir()):
             raise UserError(f"{directory} is not empty and not a run folder: give another --workdir")
-        if overwrite or not has_checkpoint(directory):
+        if overwrite or not saved_steps(directory / "checkpoints"):
             for name in ("checkpoints", "samples", "events"):
                 if (directory / name).exists():
                     shutil.rmtree(directory / name)
             for name in ("metrics.jsonl", "report.html"):
                 (directory / name).unlink(missing_ok=True)
             content = msgspec.json.format(msgspec.json.encode(record), indent=2) + b"\n"
-            log.write_atomically(directory / "config.json", content)
+            write_atomically(directory / "config.json", content)
             return
     except OSError as error:
         raise UserError(f"cannot write to {directory} ({error}): give another --workdir") from None
@@ -110,12 +111,6 @@ def claim(directory: Path, record: Record, *, overwrite: bool) -> None:
             f"{directory} holds a run of another configuration ({named}): "
             f"repeat {again} to go on, give another --workdir, or start afresh with --run.overwrite"
         )
-
-
-def has_checkpoint(directory: Path) -> bool:
-    """Whether there is anything to go on from: Orbax names a folder by its step once it is whole."""
-    folder = directory / "checkpoints"
-    return folder.is_dir() and any(path.name.isdigit() for path in folder.iterdir())
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxgen.files import write_atomically
 from jaxgen.train import Progress
 
 
@@ -125,17 +126,6 @@ def read(directory: Path) -> list[dict[str, Any]]:
         except json.JSONDecodeError:
             break
     return rows
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Writes a file so that it is never seen half-written."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".part")
-    try:
-        partial.write_bytes(content)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _mean(values: np.ndarray) -> float:

@@ -21,11 +21,12 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jaxgen import folder, log, parallel, report
-from jaxgen.checkpoint import Checkpoints
+from jaxgen.checkpoint import Checkpoints, restore
 from jaxgen.config import Config, check
 from jaxgen.data.source import Arrays, Dataset, Spec, batch_indices, gather
 from jaxgen.errors import UserError
 from jaxgen.evaluate import Estimate, evaluate
+from jaxgen.files import write_atomically
 from jaxgen.step import init_state, make_step
 from jaxgen.train import Hook, Progress, train
 from jaxgen.types import Batch, Key, Model, Params, TrainState
@@ -146,10 +147,11 @@ def _train_and_measure(
 ) -> Figures | None:
     """The run's figures; None where a signal stopped it."""
     directory = config.workdir
-    with closing(Checkpoints(directory / "checkpoints", keep=config.run.keep)) as checkpoints:
-        start = checkpoints.latest_step() or 0
-        if start:
-            print(f"going on from step {start} in {directory}")
+    state = _initial_state(config, experiment, data, mesh)
+    start = int(state.step)
+    if start:
+        print(f"going on from step {start} in {directory}")
+    with closing(Checkpoints(directory / "checkpoints", start=start, keep=config.run.keep)) as checkpoints:
         writer = log.Log(
             directory,
             start=start,
@@ -160,7 +162,7 @@ def _train_and_measure(
             protocol=experiment.protocol,
         )
         with closing(writer):
-            state, stopped = _train(config, experiment, data, mesh, checkpoints, writer)
+            state, stopped = _train(config, experiment, data, mesh, state, checkpoints, writer)
             step = int(state.step)
             if stopped:
                 print(f"stopped and saved at step {step} of {config.steps}: the same command goes on from there")
@@ -170,10 +172,29 @@ def _train_and_measure(
     return figures
 
 
+def _initial_state(config: Config, experiment: Experiment, data: Dataset, mesh: Mesh) -> TrainState:
+    """That of the newest intact checkpoint, or a fresh one."""
+    model, ema = experiment.model, config.optimizer.ema_decay is not None
+    restored = restore(
+        config.workdir / "checkpoints", parallel.replicated(abstract_state(model, data.spec, ema=ema), mesh)
+    )
+    if restored is not None:
+        return restored
+    some = batch_indices(len(data), min(len(data), 1_000), seed=config.seed, start=0, stop=1)[0]
+    init = parallel.compile_init(partial(init_state, model, ema=ema), mesh)
+    return init(jax.random.key(config.seed), gather(data.train, some))
+
+
 def _train(
-    config: Config, experiment: Experiment, data: Dataset, mesh: Mesh, checkpoints: Checkpoints, writer: log.Log
+    config: Config,
+    experiment: Experiment,
+    data: Dataset,
+    mesh: Mesh,
+    state: TrainState,
+    checkpoints: Checkpoints,
+    writer: log.Log,
 ) -> tuple[TrainState, bool]:
-    """Trains from the newest checkpoint, or from nothing, and saves the last state; True where a signal ended it."""
+    """Trains, and saves the state it ends in; True where a signal ended it."""
     model, ema_decay, seed = experiment.model, config.optimizer.ema_decay, config.seed
     split, held_out = ("validation", data.validation) if data.validation else ("test", data.test)
     compiled_evaluate, fixed_key = jax.jit(model.evaluate), jax.random.key(0)  # the same noise at each evaluation
@@ -182,14 +203,20 @@ def _train(
         indices = batch_indices(len(data), config.batch_size, seed=seed, start=start, stop=stop)
         return parallel.put_chunk(gather(data.train, indices), mesh)
 
+    losses: dict[int, float] = {}
+
+    def on_checkpoint(step: int, state: TrainState) -> None:
+        checkpoints.save(step, state, losses.get(step))
+
     def on_evaluate(step: int, state: TrainState) -> None:
         params = evaluation_params(state)
         values = evaluate(compiled_evaluate, params, held_out, fixed_key)
+        losses[step] = values["loss"].mean
         writer.metrics(step, split, {name: value.mean for name, value in values.items()})
         writer.say(f"step {step}  {split}  " + "  ".join(f"{name} {value.mean:.4g}" for name, value in values.items()))
         for caption, picture in experiment.pictures(params, held_out, fixed_key).items():
             path = config.workdir / "samples" / f"{caption.replace(' ', '_')}_{step:07d}.png"
-            log.write_atomically(path, report.png(picture))
+            write_atomically(path, report.png(picture))
 
     def on_progress(progress: Progress) -> None:
         writer.progress(progress)
@@ -200,14 +227,6 @@ def _train(
                 "--optimizer.learning-rate or --optimizer.clip-norm 1, with --run.overwrite or in another --workdir"
             )
 
-    if checkpoints.latest_step() is None:
-        init = parallel.compile_init(partial(init_state, model, ema=ema_decay is not None), mesh)
-        some = batch_indices(len(data), min(len(data), 1_000), seed=seed, start=0, stop=1)[0]
-        state = init(jax.random.key(seed), gather(data.train, some))
-    else:
-        template = abstract_state(model, data.spec, ema=ema_decay is not None)
-        state = checkpoints.restore(parallel.replicated(template, mesh))
-
     with _stop_on_signal() as should_stop:
         state = train(
             state,
@@ -217,12 +236,12 @@ def _train(
             chunk=config.run.chunk,
             hooks=[
                 Hook(config.run.evaluate_every, on_evaluate),
-                Hook(config.run.checkpoint_every, checkpoints.save),
+                Hook(config.run.checkpoint_every, on_checkpoint),
             ],
             on_progress=on_progress,
             should_stop=should_stop,
         )
-        checkpoints.save(int(state.step), state)
+        on_checkpoint(int(state.step), state)
         checkpoints.wait()
         return state, should_stop()
 
@@ -233,11 +252,10 @@ def restore_params(config: Config, model: Model, spec: Spec) -> tuple[int, Param
     Raises:
       UserError: there is none yet.
     """
-    if not folder.has_checkpoint(config.workdir):
-        raise UserError(f"{config.workdir} has no checkpoint yet: run its experiment first")
     template = abstract_state(model, spec, ema=config.optimizer.ema_decay is not None)
-    with closing(Checkpoints(config.workdir / "checkpoints")) as checkpoints:
-        state = checkpoints.restore(parallel.replicated(template, parallel.make_mesh()))
+    state = restore(config.workdir / "checkpoints", parallel.replicated(template, parallel.make_mesh()))
+    if state is None:
+        raise UserError(f"{config.workdir} has no checkpoint yet: run its experiment first")
     return int(state.step), evaluation_params(state)
 
 
@@ -318,7 +336,7 @@ def _write_report(experiment: Experiment, directory: Path, record: folder.Record
         | {name: value for name, value, _ in folder.differences(record.config, {})},
         notice=record.notice,
     )
-    log.write_atomically(directory / "report.html", page.encode())
+    write_atomically(directory / "report.html", page.encode())
 
 
 def _summary(experiment: Experiment, config: Config, record: folder.Record, figures: Figures) -> None:

@@ -17,8 +17,8 @@ from PIL import Image
 from experiments import vae_mnist
 from jaxgen import __main__ as commands
 from jaxgen import config as flags
-from jaxgen import folder, log
-from jaxgen.checkpoint import Checkpoints
+from jaxgen import folder, log, parallel
+from jaxgen.checkpoint import restore
 from jaxgen.errors import UserError
 from jaxgen.run import abstract_state, run
 
@@ -58,9 +58,8 @@ def train(config):
 def state_of(directory: Path, step: int | None = None):
     record, module, config = folder.load_run(directory)
     model = module.build(config, record.data).model
-    checkpoints = Checkpoints(directory / "checkpoints")
-    state = checkpoints.restore(abstract_state(model, record.data, ema=config.optimizer.ema_decay is not None))
-    checkpoints.close()
+    template = abstract_state(model, record.data, ema=config.optimizer.ema_decay is not None)
+    state = restore(directory / "checkpoints", parallel.replicated(template, parallel.make_mesh()))
     return jax.device_get(state.replace(key=jax.random.key_data(state.key)))
 
 
