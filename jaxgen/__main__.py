@@ -1,4 +1,4 @@
-"""python -m jaxgen sample | evaluate | data prepare: what one does with a run folder, and with data."""
+"""python -m jaxgen sample | evaluate | replay | data prepare: what one does with a run folder, and with data."""
 
 import difflib
 import sys
@@ -15,6 +15,7 @@ USAGE = """usage: python -m jaxgen COMMAND ...
 
   sample RUN     draw samples from a trained model:   python -m jaxgen sample runs/vae_mnist --num 64 --out grid.png
   evaluate RUN   measure it on its test data:         python -m jaxgen evaluate runs/vae_mnist --nll-samples 5000
+  replay RUN     find what made a run stop for numbers that are not finite
   data prepare NAME --from DIR                        prepare a data set from its raw files, without a network
 
 Each has a --help of its own."""
@@ -35,6 +36,14 @@ class Sample:
 @dataclass(frozen=True)
 class Evaluate:
     """Measure on test data."""
+
+    data_dir: Annotated[Path | None, tyro.conf.arg(name="data.dir")] = None
+    """Where the data lie, if not where they lay in training."""
+
+
+@dataclass(frozen=True)
+class Replay:
+    """Run the step again at which a run stopped, and name the first operation whose result was not finite."""
 
     data_dir: Annotated[Path | None, tyro.conf.arg(name="data.dir")] = None
     """Where the data lie, if not where they lay in training."""
@@ -77,19 +86,35 @@ def evaluate(directory: Path, args: list[str]) -> None:
 
     record, module, config = folder.load_run(directory)
     own, options = _parse(Evaluate, config.evaluate, f"evaluate {directory}", args)
-    run.cache_compilations()
-    where = config.data.dir if own.data_dir is None else own.data_dir
-    used = replace(config.data, name=record.data.name, dir=where, strict=True)  # what it was trained on, nothing else
-    config = replace(config, evaluate=options, data=used)
-    data = module.load(config)
-    if data.spec.digest != record.data.digest:
-        raise UserError(f"{record.data.name} in {where} is not what {directory} was trained on (its digest differs)")
+    config, data = _trained_on(record, module, replace(config, evaluate=options), own.data_dir)
     experiment = run.built(module.build, config, record.data)
     step, params = run.restore_params(config, experiment.model, record.data)
     figures = run.measure(experiment, params, data.test)
     print(f"{directory} at step {step}, {record.data.name} test")
     for name, value in figures.items():
         print(f"  {name}  {value}")
+
+
+def replay(directory: Path, args: list[str]) -> None:
+    from jaxgen import folder, run
+
+    record, module, config = folder.load_run(directory)
+    own = tyro.cli(Replay, prog=f"python -m jaxgen replay {directory}", args=args)
+    config, data = _trained_on(record, module, config, own.data_dir)
+    print(run.replay(config, run.built(module.build, config, record.data), data))
+
+
+def _trained_on(record: Any, module: Any, config: Any, data_dir: Path | None) -> tuple[Any, Any]:
+    """The configuration and the data that a run was trained on, and nothing else."""
+    from jaxgen.run import cache_compilations
+
+    cache_compilations()
+    where = config.data.dir if data_dir is None else data_dir
+    config = replace(config, data=replace(config.data, name=record.data.name, dir=where, strict=True))
+    data = module.load(config)
+    if data.spec.digest != record.data.digest:
+        raise UserError(f"{data.name} in {where} is not what {config.workdir} was trained on (its digest differs)")
+    return config, data
 
 
 def prepare(name: str, args: list[str]) -> None:
@@ -110,7 +135,7 @@ def _parse(own: type, options: Any, program: str, args: list[str]) -> tuple[Any,
 def main(args: list[str]) -> None:
     if args[:2] == ["data", "prepare"]:
         args = ["prepare", *args[2:]]
-    commands = {"sample": sample, "evaluate": evaluate, "prepare": prepare}
+    commands = {"sample": sample, "evaluate": evaluate, "replay": replay, "prepare": prepare}
     if not args or args[0] in ("-h", "--help"):
         print(USAGE)
         return

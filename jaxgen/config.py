@@ -86,7 +86,9 @@ class RunConfig:
     checkpoint_every: int = 2_000
     """Steps between two checkpoints."""
     keep: int = 2
-    """Checkpoints that stay."""
+    """Checkpoints that stay, beside the one of the lowest held-out loss."""
+    max_bad_steps: int = 20
+    """Steps in a row without finite loss and gradient, each left out, after which the run stops."""
     overwrite: bool = False
     """Start afresh: delete what an earlier run left in the folder."""
     chunk: int = 50
@@ -133,6 +135,7 @@ def check(config: Config) -> None:
         ("run.evaluate-every", run.evaluate_every, 1),
         ("run.checkpoint-every", run.checkpoint_every, 1),
         ("run.keep", run.keep, 1),
+        ("run.max-bad-steps", run.max_bad_steps, 1),
         ("run.chunk", run.chunk, 1),
         ("optimizer.warmup-steps", optimizer.warmup_steps, 0),
     ):

@@ -25,9 +25,9 @@ class Estimate(NamedTuple):
 def estimate(values: np.ndarray) -> Estimate:
     """[N] -> its mean, and the standard error of that mean."""
     values = np.asarray(values, np.float64)
-    return Estimate(
-        float(values.mean()), float(values.std(ddof=1) / math.sqrt(len(values))) if len(values) > 1 else 0.0
-    )
+    with np.errstate(all="ignore"):  # values that are no numbers have a mean that is none
+        error = values.std(ddof=1) / math.sqrt(len(values)) if len(values) > 1 else 0.0
+        return Estimate(float(values.mean()), float(error))
 
 
 def evaluate(

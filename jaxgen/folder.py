@@ -96,7 +96,7 @@ def claim(directory: Path, record: Record, *, overwrite: bool) -> None:
             for name in ("checkpoints", "samples", "events"):
                 if (directory / name).exists():
                     shutil.rmtree(directory / name)
-            for name in ("metrics.jsonl", "report.html"):
+            for name in ("metrics.jsonl", "report.html", "replay.json"):
                 (directory / name).unlink(missing_ok=True)
             content = msgspec.json.format(msgspec.json.encode(record), indent=2) + b"\n"
             write_atomically(directory / "config.json", content)

@@ -74,7 +74,8 @@ class Log:
         self.write(step, {f"train/{self._unit} per second": rate})
         if self._bar is None:
             left = int((self._stop - step) * self._batch_size / rate)
-            numbers = "  ".join(f"{name} {value:.4g}" for name, value in means.items())
+            shown = {name: value for name, value in means.items() if value or not name.endswith(" skipped")}
+            numbers = "  ".join(f"{name} {value:.4g}" for name, value in shown.items())
             self.say(
                 f"step {step}/{self._stop}  {numbers}  {rate:,.0f} {self._unit}/s  {left // 60}:{left % 60:02d} left"
             )

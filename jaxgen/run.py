@@ -6,6 +6,8 @@ no data are.
 """
 
 import difflib
+import json
+import math
 import os
 import shlex
 import signal
@@ -17,6 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
@@ -147,7 +150,7 @@ def _train_and_measure(
 ) -> Figures | None:
     """The run's figures; None where a signal stopped it."""
     directory = config.workdir
-    state = _initial_state(config, experiment, data, mesh)
+    state = initial_state(config, experiment, data, mesh)
     start = int(state.step)
     if start:
         print(f"going on from step {start} in {directory}")
@@ -172,7 +175,7 @@ def _train_and_measure(
     return figures
 
 
-def _initial_state(config: Config, experiment: Experiment, data: Dataset, mesh: Mesh) -> TrainState:
+def initial_state(config: Config, experiment: Experiment, data: Dataset, mesh: Mesh) -> TrainState:
     """That of the newest intact checkpoint, or a fresh one."""
     model, ema = experiment.model, config.optimizer.ema_decay is not None
     restored = restore(
@@ -211,23 +214,21 @@ def _train(
     def on_evaluate(step: int, state: TrainState) -> None:
         params = evaluation_params(state)
         values = evaluate(compiled_evaluate, params, held_out, fixed_key)
-        losses[step] = values["loss"].mean
+        if math.isfinite(values["loss"].mean):
+            losses[step] = values["loss"].mean
         writer.metrics(step, split, {name: value.mean for name, value in values.items()})
         writer.say(f"step {step}  {split}  " + "  ".join(f"{name} {value.mean:.4g}" for name, value in values.items()))
         for caption, picture in experiment.pictures(params, held_out, fixed_key).items():
             path = config.workdir / "samples" / f"{caption.replace(' ', '_')}_{step:07d}.png"
             write_atomically(path, report.png(picture))
 
+    guard = Guard(config.run.max_bad_steps)
+
     def on_progress(progress: Progress) -> None:
         writer.progress(progress)
-        losses = progress.metrics.get("loss", np.zeros(1))
-        if not np.isfinite(losses).all():
-            raise UserError(
-                f"the loss is {losses[~np.isfinite(losses)][0]} near step {progress.stop}: try a lower "
-                "--optimizer.learning-rate or --optimizer.clip-norm 1, with --run.overwrite or in another --workdir"
-            )
+        guard.progress(progress)
 
-    with _stop_on_signal() as should_stop:
+    with _stop_on_signal() as signalled:
         state = train(
             state,
             parallel.compile_steps(make_step(model, ema_decay=ema_decay), mesh),
@@ -239,11 +240,18 @@ def _train(
                 Hook(config.run.checkpoint_every, on_checkpoint),
             ],
             on_progress=on_progress,
-            should_stop=should_stop,
+            should_stop=lambda: signalled() or guard.full,
         )
         on_checkpoint(int(state.step), state)
         checkpoints.wait()
-        return state, should_stop()
+        if guard.full:
+            write_atomically(config.workdir / "replay.json", json.dumps({"step": guard.first}).encode())
+            raise UserError(
+                f"{guard.count} steps in a row had no finite loss and gradient: {guard.what}. They were left out, and "
+                f"what is needed to see why is saved: python -m jaxgen replay {shlex.quote(str(config.workdir))}. Then "
+                "try a lower --optimizer.learning-rate or --optimizer.clip-norm 1, with --run.overwrite"
+            )
+        return state, signalled()
 
 
 def restore_params(config: Config, model: Model, spec: Spec) -> tuple[int, Params]:
@@ -292,6 +300,51 @@ def built(build: Callable[[Any, Spec], Experiment], config: Config, spec: Spec) 
         return build(config, spec)
     except ValueError as error:
         raise UserError(str(error)) from None
+
+
+class Guard:
+    """Counts steps in a row that were left out, one network or another having no finite loss and gradient."""
+
+    def __init__(self, most: int):
+        self.most, self.count, self.first, self.what = most, 0, 0, ""
+
+    @property
+    def full(self) -> bool:
+        return self.count >= self.most
+
+    def progress(self, progress: Progress) -> None:
+        skipped = {name: value for name, value in progress.metrics.items() if name.endswith(" skipped")}
+        for i in range(progress.stop - progress.start):
+            if self.full or not any(value[i] > 0 for value in skipped.values()):
+                self.count = self.count if self.full else 0
+                continue
+            if self.count == 0:
+                self.first = progress.start + i
+                numbers = (f"{n} {v[i]:.4g}" for n, v in progress.metrics.items() if "loss" in n or "norm" in n)
+                self.what = f"at step {self.first} {', '.join(numbers)}"
+            self.count += 1
+
+
+def replay(config: Config, experiment: Experiment, data: Dataset) -> str:
+    """Runs the first step that was left out again, and says which operation was the first to go wrong in it.
+
+    Raises:
+      UserError: no step was.
+    """
+    from jax.experimental import checkify
+
+    path = config.workdir / "replay.json"
+    if not path.exists():
+        raise UserError(
+            f"{config.workdir} has nothing to replay: its run was not stopped for numbers that are not finite"
+        )
+    step = int(json.loads(path.read_text())["step"])
+    state = initial_state(config, experiment, data, parallel.make_mesh()).replace(step=jnp.int32(step))
+    indices = batch_indices(len(data), config.batch_size, seed=config.seed, start=step, stop=step + 1)[0]
+    checked = checkify.checkify(make_step(experiment.model), errors=checkify.float_checks)
+    error, _ = jax.jit(checked)(state, gather(data.train, indices))
+    message = error.get()
+    return f"step {step}: {message or 'nothing went wrong this time; the run may have been on another platform'}"
 
 
 @contextmanager

@@ -63,18 +63,29 @@ def make_step(model: Model, *, ema_decay: float | None = None, axis_name: str | 
 def descend(
     objective: Objective, params: Params, opt_state: PyTree, batch: Batch, key: Key, *, axis_name: str | None = None
 ) -> tuple[Params, PyTree, Metrics]:
-    """One step of the optimiser of `objective`; every other network stays as it is, but for what the loss writes."""
+    """One step of the optimiser of `objective`; every other network stays as it is, but for what the loss writes.
+
+    Where the loss or the norm of its gradient is not finite, nothing changes. The metrics say so: `NETWORK skipped` is
+    1, beside `NETWORK gradient norm`.
+    """
     local = params if axis_name is None else _vary(params, axis_name)
 
     def loss(network: PyTree) -> tuple[jax.Array, Aux]:
         return objective.loss(local | {objective.wrt: network}, batch, key)
 
-    (_, aux), grads = jax.value_and_grad(loss, has_aux=True)(local[objective.wrt])
+    (value, aux), grads = jax.value_and_grad(loss, has_aux=True)(local[objective.wrt])
     if axis_name is not None:
-        grads, aux = jax.lax.pmean((grads, aux), axis_name)
-    updates, opt_state = objective.optimizer.update(grads, opt_state, params[objective.wrt])
+        value, grads, aux = jax.lax.pmean((value, grads, aux), axis_name)
+    updates, new_opt_state = objective.optimizer.update(grads, opt_state, params[objective.wrt])
     network = optax.apply_updates(params[objective.wrt], updates)
-    return params | aux.writes | {objective.wrt: network}, opt_state, aux.metrics
+    new_params = params | aux.writes | {objective.wrt: network}
+
+    # One step whose numbers are no numbers must not end a run: it is left out, and counted.
+    norm = optax.tree.norm(grads)
+    good = jnp.isfinite(value) & jnp.isfinite(norm)
+    new_params, opt_state = jax.tree.map(partial(jnp.where, good), (new_params, new_opt_state), (params, opt_state))
+    health = {f"{objective.wrt} gradient norm": norm, f"{objective.wrt} skipped": 1.0 - good}
+    return new_params, opt_state, aux.metrics | health
 
 
 def scan_steps(step: Step) -> Step:

@@ -76,6 +76,24 @@ def test_an_objective_that_is_not_due_changes_nothing():
         state = new
 
 
+def test_a_step_whose_numbers_are_not_finite_changes_nothing_and_is_counted():
+    model = quadratic()
+    step, state = jax.jit(make_step(model)), state_of(model)
+    state, metrics = step(state, BATCH)
+    assert metrics["a skipped"] == metrics["b skipped"] == 0
+    assert metrics["a gradient norm"] > 0
+    new, metrics = step(state, {"x": jnp.array([3.0, jnp.nan, 3.0, 3.0])})
+    assert metrics["a skipped"] == 1
+    assert metrics["b skipped"] == 0  # the other network goes on
+    for before, after in [(state.params["a"], new.params["a"]), (state.opt_state["a"], new.opt_state["a"])]:
+        jax.tree.map(np.testing.assert_array_equal, before, after)
+    assert new.params["count"] == state.params["count"]
+    assert int(new.step) == 2
+    after, metrics = step(new, BATCH)
+    assert metrics["a skipped"] == 0
+    assert after.params["a"]["w"] != new.params["a"]["w"]
+
+
 def test_moving_average():
     model = quadratic()
     step, state = make_step(model, ema_decay=0.9), state_of(model, ema=True)
