@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import flax.linen as nn
@@ -67,7 +68,9 @@ def benchmark_vae(turns: int = 7, steps: int = 1000, batch_size: int = 128) -> d
     count = len(arrays["image"])
     mesh = parallel.make_mesh()
     model = mlp_vae((400,), 20)
-    state = parallel.compile_init(lambda key, batch: init_state(model, key, batch), mesh)(jax.random.key(0), arrays)
+    init = partial(init_state, model)
+    template = parallel.sharded(jax.eval_shape(init, jax.random.key(0), arrays), mesh)
+    state = parallel.compile_init(init, template)(jax.random.key(0), arrays)
 
     # Bare: everything on the device, nothing but the equations.
     optimizer = optax.adam(1e-3)
@@ -100,7 +103,7 @@ def benchmark_vae(turns: int = 7, steps: int = 1000, batch_size: int = 128) -> d
             carry, value = bare_steps(carry, chunk)
         value.block_until_ready()
 
-    compiled = parallel.compile_steps(make_step(model), mesh)
+    compiled = parallel.compile_steps(partial(make_step, model), template, mesh)
 
     def batches(start: int, stop: int):
         return parallel.put_chunk(
@@ -221,6 +224,7 @@ def benchmark_compile(turns: int = 3) -> dict:
     """Seconds from the first call of the compiled steps to their first result, in a fresh process each time."""
     program = (
         "import time, jax, numpy as np\n"
+        "from functools import partial\n"
         "from jaxgen import parallel, run\n"
         "from jaxgen.step import init_state, make_step\n"
         "from experiments.benchmark import mlp_vae\n"
@@ -228,9 +232,10 @@ def benchmark_compile(turns: int = 3) -> dict:
         "model, mesh = mlp_vae((400,), 20), parallel.make_mesh()\n"
         "batch = {'image': np.zeros((50, 128, 28, 28, 1), np.uint8)}\n"
         "start = time.perf_counter()\n"
-        "init = parallel.compile_init(lambda key, batch: init_state(model, key, batch), mesh)\n"
-        "state = init(jax.random.key(0), {'image': batch['image'][0]})\n"
-        "steps = parallel.compile_steps(make_step(model), mesh)\n"
+        "init, one = partial(init_state, model), {'image': batch['image'][0]}\n"
+        "template = parallel.sharded(jax.eval_shape(init, jax.random.key(0), one), mesh)\n"
+        "state = parallel.compile_init(init, template)(jax.random.key(0), one)\n"
+        "steps = parallel.compile_steps(partial(make_step, model), template, mesh)\n"
         "steps.lower(state, parallel.put_chunk(batch, mesh)).compile()\n"
         "print(time.perf_counter() - start)\n"
     )

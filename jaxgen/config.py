@@ -93,6 +93,12 @@ class RunConfig:
     """Start afresh: delete what an earlier run left in the folder."""
     chunk: int = 50
     """Most steps in one dispatch to the device."""
+    sharding: Literal["replicated", "fsdp"] = "replicated"
+    """Parameters and optimiser state on every device, or split over them."""
+    parallel: Literal["jit", "pmap", "shard_map"] = "jit"
+    """Who splits the work over devices: the compiler, or a map over the parts of the batch."""
+    accumulate: int = 1
+    """Parts of a batch whose gradients are computed one after another: the same step in less memory."""
 
 
 @dataclass(frozen=True)
@@ -137,6 +143,7 @@ def check(config: Config) -> None:
         ("run.keep", run.keep, 1),
         ("run.max-bad-steps", run.max_bad_steps, 1),
         ("run.chunk", run.chunk, 1),
+        ("run.accumulate", run.accumulate, 1),
         ("optimizer.warmup-steps", optimizer.warmup_steps, 0),
     ):
         if value < least:
@@ -147,3 +154,7 @@ def check(config: Config) -> None:
         raise UserError(f"--optimizer.clip-norm {optimizer.clip_norm}: expected a number above 0, or None")
     if optimizer.ema_decay is not None and not 0 <= optimizer.ema_decay < 1:
         raise UserError(f"--optimizer.ema-decay {optimizer.ema_decay}: expected a number from 0 up to 1, or None")
+    if config.batch_size % run.accumulate:
+        raise UserError(f"--batch-size {config.batch_size} cannot be cut into --run.accumulate {run.accumulate} parts")
+    if run.sharding == "fsdp" and run.parallel != "jit":
+        raise UserError(f"--run.sharding fsdp is the compiler's work: leave out --run.parallel {run.parallel}")

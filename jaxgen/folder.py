@@ -132,6 +132,9 @@ def identity(record: Record) -> dict[str, Any]:
     """What two runs must share for one to go on from the other; how a run is watched and measured is not part of it."""
     config = {k: v for k, v in record.config.items() if k not in ("workdir", "run", "evaluate", "sample")}
     config["data"] = {k: v for k, v in config["data"].items() if k not in ("dir", "strict", "name")}
+    config["run"] = {
+        k: record.config["run"][k] for k in ("accumulate", "parallel")
+    }  # they decide who draws which noise
     data = {"name": record.data.name, "digest": record.data.digest}
     return {"experiment": record.experiment} | config | {"data": config["data"] | data}
 

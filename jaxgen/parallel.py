@@ -1,6 +1,7 @@
-"""Where arrays live: one mesh over all devices, the batch split over it, the state on every device."""
+"""Where arrays live: one mesh over all devices, the batch split over it, the state on every device or split too."""
 
 from collections.abc import Callable, Mapping
+from typing import Literal
 
 import jax
 import numpy as np
@@ -8,7 +9,9 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jaxgen.errors import UserError
 from jaxgen.step import Step, scan_steps
-from jaxgen.types import Batch, PyTree, TrainState
+from jaxgen.types import Batch, Metrics, PyTree, TrainState
+
+How = Literal["jit", "pmap", "shard_map"]
 
 
 def make_mesh() -> Mesh:
@@ -24,31 +27,67 @@ def check_batch_size(batch_size: int, mesh: Mesh) -> None:
         )
 
 
-def replicated(template: PyTree, mesh: Mesh) -> PyTree:
-    """The shapes of `template`, to live on every device."""
-    everywhere = NamedSharding(mesh, PartitionSpec())
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere), template)
+def sharded(template: PyTree, mesh: Mesh, *, fsdp: bool = False) -> PyTree:
+    """The shapes of `template` with the sharding of each array: on every device, or with `fsdp` split over them.
+
+    Fully sharded data parallelism is a choice of shardings and nothing else: the largest axis that the number of
+    devices divides is split, of parameters, optimiser state and moving average alike, and the compiler gathers what a
+    layer needs when it needs it (Rajbhandari et al. 2020, ZeRO stage 3).
+    """
+
+    def one(x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        axes = [None] * x.ndim
+        if fsdp:
+            divisible = [axis for axis in range(x.ndim) if x.shape[axis] and x.shape[axis] % mesh.size == 0]
+            if divisible:
+                axes[max(divisible, key=lambda axis: x.shape[axis])] = "data"
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, PartitionSpec(*axes)))
+
+    return jax.tree.map(one, template)
 
 
-def compile_init(init: Callable[..., TrainState], mesh: Mesh) -> Callable[..., TrainState]:
-    """Compiles the initialisation, so that the state is created where it is to live."""
-    return jax.jit(init, out_shardings=NamedSharding(mesh, PartitionSpec()))
+def compile_init(init: Callable[..., TrainState], template: TrainState) -> Callable[..., TrainState]:
+    """Compiles the initialisation, so that every array is created where `template` says it is to live."""
+    return jax.jit(init, out_shardings=_shardings(template))
 
 
-def compile_steps(step: Step, mesh: Mesh) -> Step:
+def compile_steps(make_step: Callable[..., Step], template: TrainState, mesh: Mesh, how: How = "jit") -> Step:
     """Compiles `(state, batches) -> (state, metrics)` for chunks [K, B, ...] of steps; the old state is given up.
 
-    Noise is drawn for the global batch, so that any number of devices sees the same and agrees to rounding.
+    Args:
+      make_step: makes the update; called with `axis_name` where the step is mapped.
+      template: shapes and shardings of the state. Only under jit may any of it be split.
+      mesh: of the devices.
+      how: "jit" leaves it to the compiler how to split the work. Noise is then drawn for the global batch, so that any
+        number of devices sees the same and agrees to rounding. "shard_map" and "pmap" run the same step on each
+        device's part of the batch, with noise of its own.
     """
-    everywhere = NamedSharding(mesh, PartitionSpec())
-    return jax.jit(
-        scan_steps(step),
-        in_shardings=(everywhere, NamedSharding(mesh, PartitionSpec(None, "data"))),
-        out_shardings=everywhere,
-        donate_argnums=0,
-    )
+    batches = PartitionSpec(None, "data")
+    if how == "jit":
+        state = _shardings(template)
+        everywhere = NamedSharding(mesh, PartitionSpec())
+        return jax.jit(
+            scan_steps(make_step()),
+            in_shardings=(state, NamedSharding(mesh, batches)),
+            out_shardings=(state, everywhere),
+            donate_argnums=0,
+        )
+    steps = scan_steps(make_step(axis_name="data"))
+    if how == "shard_map":
+        mapped = jax.shard_map(steps, mesh=mesh, in_specs=(PartitionSpec(), batches), out_specs=PartitionSpec())
+        return jax.jit(mapped, donate_argnums=0)
+    mapped = jax.pmap(steps, axis_name="data", in_axes=(None, 1), out_axes=None)
+
+    def split(state: TrainState, batches: Batch) -> tuple[TrainState, Metrics]:
+        return mapped(state, jax.tree.map(lambda x: x.reshape(len(x), mesh.size, -1, *x.shape[2:]), batches))
+
+    return split
 
 
 def put_chunk(batches: Mapping[str, np.ndarray], mesh: Mesh) -> Batch:
     """Host arrays [K, B, ...] to the devices, as stored, split over B."""
     return jax.device_put(dict(batches), NamedSharding(mesh, PartitionSpec(None, "data")))
+
+
+def _shardings(template: PyTree) -> PyTree:
+    return jax.tree.map(lambda x: x.sharding, template)

@@ -150,7 +150,8 @@ def _train_and_measure(
 ) -> Figures | None:
     """The run's figures; None where a signal stopped it."""
     directory = config.workdir
-    state = initial_state(config, experiment, data, mesh)
+    template = abstract_state(config, experiment.model, data.spec, mesh)
+    state = initial_state(config, experiment, data, template)
     start = int(state.step)
     if start:
         print(f"going on from step {start} in {directory}")
@@ -165,7 +166,7 @@ def _train_and_measure(
             protocol=experiment.protocol,
         )
         with closing(writer):
-            state, stopped = _train(config, experiment, data, mesh, state, checkpoints, writer)
+            state, stopped = _train(config, experiment, data, mesh, template, state, checkpoints, writer)
             step = int(state.step)
             if stopped:
                 print(f"stopped and saved at step {step} of {config.steps}: the same command goes on from there")
@@ -175,17 +176,14 @@ def _train_and_measure(
     return figures
 
 
-def initial_state(config: Config, experiment: Experiment, data: Dataset, mesh: Mesh) -> TrainState:
+def initial_state(config: Config, experiment: Experiment, data: Dataset, template: TrainState) -> TrainState:
     """That of the newest intact checkpoint, or a fresh one."""
-    model, ema = experiment.model, config.optimizer.ema_decay is not None
-    restored = restore(
-        config.workdir / "checkpoints", parallel.replicated(abstract_state(model, data.spec, ema=ema), mesh)
-    )
+    restored = restore(config.workdir / "checkpoints", template)
     if restored is not None:
         return restored
     some = batch_indices(len(data), min(len(data), 1_000), seed=config.seed, start=0, stop=1)[0]
-    init = parallel.compile_init(partial(init_state, model, ema=ema), mesh)
-    return init(jax.random.key(config.seed), gather(data.train, some))
+    init = partial(init_state, experiment.model, ema=config.optimizer.ema_decay is not None)
+    return parallel.compile_init(init, template)(jax.random.key(config.seed), gather(data.train, some))
 
 
 def _train(
@@ -193,12 +191,13 @@ def _train(
     experiment: Experiment,
     data: Dataset,
     mesh: Mesh,
+    template: TrainState,
     state: TrainState,
     checkpoints: Checkpoints,
     writer: log.Log,
 ) -> tuple[TrainState, bool]:
     """Trains, and saves the state it ends in; True where a signal ended it."""
-    model, ema_decay, seed = experiment.model, config.optimizer.ema_decay, config.seed
+    model, seed = experiment.model, config.seed
     split, held_out = ("validation", data.validation) if data.validation else ("test", data.test)
     compiled_evaluate, fixed_key = jax.jit(model.evaluate), jax.random.key(0)  # the same noise at each evaluation
 
@@ -231,7 +230,12 @@ def _train(
     with _stop_on_signal() as signalled:
         state = train(
             state,
-            parallel.compile_steps(make_step(model, ema_decay=ema_decay), mesh),
+            parallel.compile_steps(
+                partial(make_step, model, ema_decay=config.optimizer.ema_decay, accumulate=config.run.accumulate),
+                template,
+                mesh,
+                config.run.parallel,
+            ),
             batches,
             stop=config.steps,
             chunk=config.run.chunk,
@@ -260,17 +264,18 @@ def restore_params(config: Config, model: Model, spec: Spec) -> tuple[int, Param
     Raises:
       UserError: there is none yet.
     """
-    template = abstract_state(model, spec, ema=config.optimizer.ema_decay is not None)
-    state = restore(config.workdir / "checkpoints", parallel.replicated(template, parallel.make_mesh()))
+    state = restore(config.workdir / "checkpoints", abstract_state(config, model, spec, parallel.make_mesh()))
     if state is None:
         raise UserError(f"{config.workdir} has no checkpoint yet: run its experiment first")
     return int(state.step), evaluation_params(state)
 
 
-def abstract_state(model: Model, spec: Spec, *, ema: bool) -> TrainState:
-    """The shapes of a state, known without any data."""
+def abstract_state(config: Config, model: Model, spec: Spec, mesh: Mesh) -> TrainState:
+    """The shapes of a state, known without any data, and where its arrays are to live."""
     batch = {name: jax.ShapeDtypeStruct((1, *shape), dtype) for name, (shape, dtype) in spec.entries.items()}
-    return jax.eval_shape(partial(init_state, model, ema=ema), jax.random.key(0), batch)
+    init = partial(init_state, model, ema=config.optimizer.ema_decay is not None)
+    shapes = jax.eval_shape(init, jax.random.key(0), batch)
+    return parallel.sharded(shapes, mesh, fsdp=config.run.sharding == "fsdp")
 
 
 def evaluation_params(state: TrainState) -> Params:
@@ -339,7 +344,8 @@ def replay(config: Config, experiment: Experiment, data: Dataset) -> str:
             f"{config.workdir} has nothing to replay: its run was not stopped for numbers that are not finite"
         )
     step = int(json.loads(path.read_text())["step"])
-    state = initial_state(config, experiment, data, parallel.make_mesh()).replace(step=jnp.int32(step))
+    template = abstract_state(config, experiment.model, data.spec, parallel.make_mesh())
+    state = initial_state(config, experiment, data, template).replace(step=jnp.int32(step))
     indices = batch_indices(len(data), config.batch_size, seed=config.seed, start=step, stop=step + 1)[0]
     checked = checkify.checkify(make_step(experiment.model), errors=checkify.float_checks)
     error, _ = jax.jit(checked)(state, gather(data.train, indices))

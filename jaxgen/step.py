@@ -25,12 +25,16 @@ def init_state(model: Model, key: Key, batch: Batch, *, ema: bool = False) -> Tr
     )
 
 
-def make_step(model: Model, *, ema_decay: float | None = None, axis_name: str | None = None) -> Step:
+def make_step(
+    model: Model, *, ema_decay: float | None = None, accumulate: int = 1, axis_name: str | None = None
+) -> Step:
     """Returns the update `(state, batch) -> (state, metrics)`; it is compiled where it is used.
 
     Args:
       model: what to train.
       ema_decay: decay per step of the moving average of the parameters; None keeps none.
+      accumulate: number of equal parts of the batch whose gradients are computed one after another, and averaged: the
+        same step in less memory. Each part draws its own noise.
       axis_name: the mapped axis when the step runs under `jax.pmap` or `jax.shard_map` over shards of the batch.
         Gradients, metrics and writes are then averaged over it, and every shard draws its own noise. Under a plain
         `jax.jit` (on one device, or sharded by the compiler over many) leave it None.
@@ -42,7 +46,7 @@ def make_step(model: Model, *, ema_decay: float | None = None, axis_name: str | 
             step_key = jax.random.fold_in(step_key, jax.lax.axis_index(axis_name))
         params, opt_state, metrics = state.params, dict(state.opt_state), {}
         for i, objective in enumerate(model.objectives):
-            update = partial(descend, objective, axis_name=axis_name)
+            update = partial(descend, objective, accumulate=accumulate, axis_name=axis_name)
             args = params, opt_state[objective.wrt], batch, jax.random.fold_in(step_key, i)
             if objective.every > 1:
                 due = state.step % objective.every == objective.every - 1
@@ -61,7 +65,14 @@ def make_step(model: Model, *, ema_decay: float | None = None, axis_name: str | 
 
 
 def descend(
-    objective: Objective, params: Params, opt_state: PyTree, batch: Batch, key: Key, *, axis_name: str | None = None
+    objective: Objective,
+    params: Params,
+    opt_state: PyTree,
+    batch: Batch,
+    key: Key,
+    *,
+    accumulate: int = 1,
+    axis_name: str | None = None,
 ) -> tuple[Params, PyTree, Metrics]:
     """One step of the optimiser of `objective`; every other network stays as it is, but for what the loss writes.
 
@@ -70,10 +81,11 @@ def descend(
     """
     local = params if axis_name is None else _vary(params, axis_name)
 
-    def loss(network: PyTree) -> tuple[jax.Array, Aux]:
+    def loss(network: PyTree, batch: Batch, key: Key) -> tuple[jax.Array, Aux]:
         return objective.loss(local | {objective.wrt: network}, batch, key)
 
-    (value, aux), grads = jax.value_and_grad(loss, has_aux=True)(local[objective.wrt])
+    gradient = partial(jax.value_and_grad(loss, has_aux=True), local[objective.wrt])
+    (value, aux), grads = gradient(batch, key) if accumulate == 1 else _in_parts(gradient, accumulate, batch, key)
     if axis_name is not None:
         value, grads, aux = jax.lax.pmean((value, grads, aux), axis_name)
     updates, new_opt_state = objective.optimizer.update(grads, opt_state, params[objective.wrt])
@@ -95,6 +107,19 @@ def scan_steps(step: Step) -> Step:
         return jax.lax.scan(step, state, batches)
 
     return steps
+
+
+def _in_parts(function: Callable[[Batch, Key], PyTree], parts: int, batch: Batch, key: Key) -> PyTree:
+    """The mean of `function` over equal parts of the batch, one after another, each spread over all devices."""
+    split = jax.tree.map(lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1), batch)
+    keys = jax.vmap(partial(jax.random.fold_in, key))(jnp.arange(parts))
+
+    def add(total: PyTree, part: tuple[Batch, Key]) -> tuple[PyTree, None]:
+        return jax.tree.map(jnp.add, total, function(*part)), None
+
+    first, rest = (jax.tree.map(lambda x, part=part: x[part], (split, keys)) for part in (0, slice(1, None)))
+    total, _ = jax.lax.scan(add, function(*first), rest)
+    return jax.tree.map(lambda x: x / parts, total)
 
 
 def _vary(params: Params, axis_name: str) -> Params:

@@ -77,8 +77,10 @@ def devices_agree(model: Model, batch: Batch) -> None:
         mesh = jax.make_mesh(
             (count,), ("data",), axis_types=(jax.sharding.AxisType.Auto,), devices=jax.devices()[:count]
         )
-        state = parallel.compile_init(partial(init_state, model), mesh)(jax.random.key(0), batch)
-        state, metrics = parallel.compile_steps(make_step(model), mesh)(state, parallel.put_chunk(chunk, mesh))
+        template = parallel.sharded(jax.eval_shape(lambda: initial(model, batch)), mesh)
+        state = parallel.compile_init(partial(init_state, model), template)(jax.random.key(0), batch)
+        steps = parallel.compile_steps(partial(make_step, model), template, mesh)
+        state, metrics = steps(state, parallel.put_chunk(chunk, mesh))
         results.append(jax.device_get((state.params, metrics)))
     close(*results)
 

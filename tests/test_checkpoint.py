@@ -30,7 +30,7 @@ def state_of(step: int, shape=(3, 5), dtype=jnp.float32) -> TrainState:
 
 
 def template_of(state: TrainState, mesh=None) -> TrainState:
-    return parallel.replicated(jax.eval_shape(lambda: state), mesh or parallel.make_mesh())
+    return parallel.sharded(jax.eval_shape(lambda: state), mesh or parallel.make_mesh())
 
 
 def save(directory, steps, **options):

@@ -59,8 +59,7 @@ def train(config):
 def state_of(directory: Path, step: int | None = None):
     record, module, config = folder.load_run(directory)
     model = module.build(config, record.data).model
-    template = abstract_state(model, record.data, ema=config.optimizer.ema_decay is not None)
-    state = restore(directory / "checkpoints", parallel.replicated(template, parallel.make_mesh()))
+    state = restore(directory / "checkpoints", abstract_state(config, model, record.data, parallel.make_mesh()))
     return jax.device_get(state.replace(key=jax.random.key_data(state.key)))
 
 
