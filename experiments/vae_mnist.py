@@ -18,10 +18,11 @@ from jaxgen.data.decode import dynamic_binarize, to_uint8, to_unit
 from jaxgen.distributions import bernoulli, discretized_logistic, normal
 from jaxgen.errors import UserError
 from jaxgen.evaluate import Estimate, estimate, evaluate, importance_weighted_nll
+from jaxgen.experiment import Experiment
 from jaxgen.models.vae import VAE, vae
 from jaxgen.networks import conv, mlp
 from jaxgen.report import grid
-from jaxgen.run import Experiment, main
+from jaxgen.run import main
 
 
 @dataclass(frozen=True)

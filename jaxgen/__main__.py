@@ -62,7 +62,9 @@ class Prepare:
 def sample(directory: Path, args: list[str]) -> None:
     import jax
 
-    from jaxgen import folder, report, run
+    from jaxgen import folder, report
+    from jaxgen.experiment import built, draw, restore_params
+    from jaxgen.run import cache_compilations
 
     record, module, config = folder.load_run(directory)
     own, controls = _parse(Sample, config.sample, f"sample {directory}", args)
@@ -70,10 +72,10 @@ def sample(directory: Path, args: list[str]) -> None:
         raise UserError(f"--num {own.num}: expected at least 1")
     if own.seed < 0:
         raise UserError(f"--seed {own.seed}: expected at least 0")
-    run.cache_compilations()
-    experiment = run.built(module.build, replace(config, sample=controls), record.data)
-    step, params = run.restore_params(config, experiment.model, record.data)
-    images = run.draw(experiment, params, jax.random.key(own.seed), own.num)
+    cache_compilations()
+    experiment = built(module.build, replace(config, sample=controls), record.data)
+    step, params = restore_params(config, experiment.model, record.data)
+    images = draw(experiment, params, jax.random.key(own.seed), own.num)
     try:
         write_atomically(own.out, report.png(report.grid(images)))
     except OSError as error:
@@ -82,26 +84,29 @@ def sample(directory: Path, args: list[str]) -> None:
 
 
 def evaluate(directory: Path, args: list[str]) -> None:
-    from jaxgen import folder, run
+    from jaxgen import folder
+    from jaxgen.experiment import built, measure, restore_params
 
     record, module, config = folder.load_run(directory)
     own, options = _parse(Evaluate, config.evaluate, f"evaluate {directory}", args)
     config, data = _trained_on(record, module, replace(config, evaluate=options), own.data_dir)
-    experiment = run.built(module.build, config, record.data)
-    step, params = run.restore_params(config, experiment.model, record.data)
-    figures = run.measure(experiment, params, data.test)
+    experiment = built(module.build, config, record.data)
+    step, params = restore_params(config, experiment.model, record.data)
+    figures = measure(experiment, params, data.test)
     print(f"{directory} at step {step}, {record.data.name} test")
     for name, value in figures.items():
         print(f"  {name}  {value}")
 
 
 def replay(directory: Path, args: list[str]) -> None:
-    from jaxgen import folder, run
+    from jaxgen import folder
+    from jaxgen.experiment import built
+    from jaxgen.run import replay as rerun
 
     record, module, config = folder.load_run(directory)
     own = tyro.cli(Replay, prog=f"python -m jaxgen replay {directory}", args=args)
     config, data = _trained_on(record, module, config, own.data_dir)
-    print(run.replay(config, run.built(module.build, config, record.data), data))
+    print(rerun(config, built(module.build, config, record.data), data))
 
 
 def _trained_on(record: Any, module: Any, config: Any, data_dir: Path | None) -> tuple[Any, Any]:

@@ -16,48 +16,24 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import Mesh
 
 from jaxgen import folder, log, parallel, report
 from jaxgen.checkpoint import Checkpoints, restore
 from jaxgen.config import Config, check
-from jaxgen.data.source import Arrays, Dataset, Spec, batch_indices, gather
+from jaxgen.data.source import Dataset, Spec, batch_indices, gather
 from jaxgen.errors import UserError
 from jaxgen.evaluate import Estimate, evaluate
+from jaxgen.experiment import Experiment, Figures, abstract_state, built, evaluation_params, measure
 from jaxgen.files import write_atomically
+from jaxgen.guard import Guard
 from jaxgen.step import init_state, make_step
 from jaxgen.train import Hook, Progress, train
-from jaxgen.types import Batch, Key, Model, Params, TrainState
-
-Figures = dict[str, Estimate]
-
-
-class Experiment(NamedTuple):
-    """What a run needs to know.
-
-    Attributes:
-      model: what is trained.
-      title: of the report.
-      protocol: stands in the name of every likelihood, such as "dynamic binarisation".
-      pictures: `(params, arrays, key) -> {caption: uint8 [H, W, C]}`, of some held-out examples; by default none.
-      measure: `(params, arrays, key, on_progress) ->` figures on all test examples, by default the means of
-        `model.evaluate`; on_progress hears the share done.
-      draw: `(params, key, n) ->` samples as stored, with the controls of `config.sample`; by default `model.sample`.
-      unit: what one example is.
-    """
-
-    model: Model
-    title: str
-    protocol: str = ""
-    pictures: Callable[[Params, Arrays, Key], dict[str, np.ndarray]] = lambda params, arrays, key: {}
-    measure: Callable[[Params, Arrays, Key, Callable[[float], None]], Figures] | None = None
-    draw: Callable[[Params, Key, int], jax.Array] | None = None
-    unit: str = "images"
+from jaxgen.types import Batch, TrainState
 
 
 def main(
@@ -256,78 +232,6 @@ def _train(
                 "try a lower --optimizer.learning-rate or --optimizer.clip-norm 1, with --run.overwrite"
             )
         return state, signalled()
-
-
-def restore_params(config: Config, model: Model, spec: Spec) -> tuple[int, Params]:
-    """The step of the newest checkpoint of a run, and the parameters to evaluate and to sample with.
-
-    Raises:
-      UserError: there is none yet.
-    """
-    state = restore(config.workdir / "checkpoints", abstract_state(config, model, spec, parallel.make_mesh()))
-    if state is None:
-        raise UserError(f"{config.workdir} has no checkpoint yet: run its experiment first")
-    return int(state.step), evaluation_params(state)
-
-
-def abstract_state(config: Config, model: Model, spec: Spec, mesh: Mesh) -> TrainState:
-    """The shapes of a state, known without any data, and where its arrays are to live."""
-    batch = {name: jax.ShapeDtypeStruct((1, *shape), dtype) for name, (shape, dtype) in spec.entries.items()}
-    init = partial(init_state, model, ema=config.optimizer.ema_decay is not None)
-    shapes = jax.eval_shape(init, jax.random.key(0), batch)
-    return parallel.sharded(shapes, mesh, fsdp=config.run.sharding == "fsdp")
-
-
-def evaluation_params(state: TrainState) -> Params:
-    """The moving average of the parameters where there is one, the parameters where not."""
-    return state.params if state.ema is None else state.ema
-
-
-def measure(experiment: Experiment, params: Params, arrays: Arrays) -> Figures:
-    """The experiment's figures, with a bar while they take their time."""
-    key = jax.random.key(0)
-    if experiment.measure is None:
-        means = evaluate(jax.jit(experiment.model.evaluate), params, arrays, key)
-        return {f"test {name} ({experiment.protocol})": value for name, value in means.items()}
-    with log.bar("measuring") as on_progress:
-        return experiment.measure(params, arrays, key, on_progress)
-
-
-def draw(experiment: Experiment, params: Params, key: Key, n: int) -> np.ndarray:
-    """As many samples, as the data are stored."""
-    sample = experiment.draw or jax.jit(experiment.model.sample, static_argnums=2)
-    return np.asarray(sample(params, key, n))
-
-
-def built(build: Callable[[Any, Spec], Experiment], config: Config, spec: Spec) -> Experiment:
-    """`build(config, spec)`, whose complaints about values are the user's to mend."""
-    try:
-        return build(config, spec)
-    except ValueError as error:
-        raise UserError(str(error)) from None
-
-
-class Guard:
-    """Counts steps in a row that were left out, one network or another having no finite loss and gradient."""
-
-    def __init__(self, most: int):
-        self.most, self.count, self.first, self.what = most, 0, 0, ""
-
-    @property
-    def full(self) -> bool:
-        return self.count >= self.most
-
-    def progress(self, progress: Progress) -> None:
-        skipped = {name: value for name, value in progress.metrics.items() if name.endswith(" skipped")}
-        for i in range(progress.stop - progress.start):
-            if self.full or not any(value[i] > 0 for value in skipped.values()):
-                self.count = self.count if self.full else 0
-                continue
-            if self.count == 0:
-                self.first = progress.start + i
-                numbers = (f"{n} {v[i]:.4g}" for n, v in progress.metrics.items() if "loss" in n or "norm" in n)
-                self.what = f"at step {self.first} {', '.join(numbers)}"
-            self.count += 1
 
 
 def replay(config: Config, experiment: Experiment, data: Dataset) -> str:

@@ -21,7 +21,8 @@ from jaxgen import config as flags
 from jaxgen import folder, log, parallel
 from jaxgen.checkpoint import restore
 from jaxgen.errors import UserError
-from jaxgen.run import abstract_state, run
+from jaxgen.experiment import abstract_state
+from jaxgen.run import run
 
 TINY = ["--data.name", "mnist_5k", "--model.hidden", "8", "--model.latents", "2", "--batch-size", "16"]
 TINY += ["--evaluate.nll-samples", "2", "--run.log-every", "50"]
