@@ -1,10 +1,12 @@
-"""Watches for steps that were left out, having no finite loss and gradient."""
+"""Watches for steps whose numbers are not finite."""
+
+import numpy as np
 
 from jaxgen.train import Progress
 
 
 class Guard:
-    """Counts steps in a row that were left out, one network or another having no finite loss and gradient."""
+    """Counts bad steps in a row: how many, the first, and what its numbers were."""
 
     def __init__(self, most: int):
         self.most, self.count, self.first, self.what = most, 0, 0, ""
@@ -14,13 +16,18 @@ class Guard:
         return self.count >= self.most
 
     def progress(self, progress: Progress) -> None:
-        skipped = {name: value for name, value in progress.metrics.items() if name.endswith(" skipped")}
+        """A step is bad where it was left out; where nothing watches over it, if its loss is no number."""
+        metrics = progress.metrics
+        bad = [value > 0 for name, value in metrics.items() if name.endswith(" skipped")]
+        bad = bad or [~np.isfinite(value) for name, value in metrics.items() if name == "loss"]
         for i in range(progress.stop - progress.start):
-            if self.full or not any(value[i] > 0 for value in skipped.values()):
-                self.count = self.count if self.full else 0
+            if self.full:
+                return
+            if not any(values[i] for values in bad):
+                self.count = 0
                 continue
             if self.count == 0:
                 self.first = progress.start + i
-                numbers = (f"{n} {v[i]:.4g}" for n, v in progress.metrics.items() if "loss" in n or "norm" in n)
+                numbers = (f"{n} {v[i]:.4g}" for n, v in metrics.items() if "loss" in n or "norm" in n)
                 self.what = f"at step {self.first} {', '.join(numbers)}"
             self.count += 1

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 import jax.numpy as jnp
@@ -182,9 +182,11 @@ def _train(
         return parallel.put_chunk(gather(data.train, indices), mesh)
 
     losses: dict[int, float] = {}
+    guard = Guard(config.run.max_bad_steps)
 
     def on_checkpoint(step: int, state: TrainState) -> None:
-        checkpoints.save(step, state, losses.get(step))
+        if config.run.guard or not guard.count:  # else its parameters may be no numbers
+            checkpoints.save(step, state, losses.get(step))
 
     def on_evaluate(step: int, state: TrainState) -> None:
         params = evaluation_params(state)
@@ -197,8 +199,6 @@ def _train(
             path = config.workdir / "samples" / f"{caption.replace(' ', '_')}_{step:07d}.png"
             write_atomically(path, report.png(picture))
 
-    guard = Guard(config.run.max_bad_steps)
-
     def on_progress(progress: Progress) -> None:
         writer.progress(progress)
         guard.progress(progress)
@@ -207,7 +207,13 @@ def _train(
         state = train(
             state,
             parallel.compile_steps(
-                partial(make_step, model, ema_decay=config.optimizer.ema_decay, accumulate=config.run.accumulate),
+                partial(
+                    make_step,
+                    model,
+                    ema_decay=config.optimizer.ema_decay,
+                    accumulate=config.run.accumulate,
+                    guard=config.run.guard,
+                ),
                 template,
                 mesh,
                 config.run.parallel,
@@ -225,13 +231,18 @@ def _train(
         on_checkpoint(int(state.step), state)
         checkpoints.wait()
         if guard.full:
-            write_atomically(config.workdir / "replay.json", json.dumps({"step": guard.first}).encode())
-            raise UserError(
-                f"{guard.count} steps in a row had no finite loss and gradient: {guard.what}. They were left out, and "
-                f"what is needed to see why is saved: python -m jaxgen replay {shlex.quote(str(config.workdir))}. Then "
-                "try a lower --optimizer.learning-rate or --optimizer.clip-norm 1, with --run.overwrite"
-            )
+            _stop_for_bad_numbers(config, guard)
         return state, signalled()
+
+
+def _stop_for_bad_numbers(config: Config, guard: Guard) -> NoReturn:
+    advice = "Try a lower --optimizer.learning-rate or --optimizer.clip-norm 1, with --run.overwrite"
+    where = f"{guard.count} steps in a row were not finite: {guard.what}"
+    if not config.run.guard:
+        raise UserError(f"{where}. {advice}; --run.guard leaves such steps out and can tell where they come from")
+    write_atomically(config.workdir / "replay.json", json.dumps({"step": guard.first}).encode())
+    command = f"python -m jaxgen replay {shlex.quote(str(config.workdir))}"
+    raise UserError(f"{where}. They were left out; to see the operation that went wrong: {command}. {advice}")
 
 
 def replay(config: Config, experiment: Experiment, data: Dataset) -> str:
@@ -244,9 +255,7 @@ def replay(config: Config, experiment: Experiment, data: Dataset) -> str:
 
     path = config.workdir / "replay.json"
     if not path.exists():
-        raise UserError(
-            f"{config.workdir} has nothing to replay: its run was not stopped for numbers that are not finite"
-        )
+        raise UserError(f"{config.workdir} has nothing to replay: no run with --run.guard was stopped there")
     step = int(json.loads(path.read_text())["step"])
     template = abstract_state(config, experiment.model, data.spec, parallel.make_mesh())
     state = initial_state(config, experiment, data, template).replace(step=jnp.int32(step))

@@ -26,7 +26,12 @@ def init_state(model: Model, key: Key, batch: Batch, *, ema: bool = False) -> Tr
 
 
 def make_step(
-    model: Model, *, ema_decay: float | None = None, accumulate: int = 1, axis_name: str | None = None
+    model: Model,
+    *,
+    ema_decay: float | None = None,
+    accumulate: int = 1,
+    guard: bool = False,
+    axis_name: str | None = None,
 ) -> Step:
     """Returns the update `(state, batch) -> (state, metrics)`; it is compiled where it is used.
 
@@ -35,6 +40,7 @@ def make_step(
       ema_decay: decay per step of the moving average of the parameters; None keeps none.
       accumulate: number of equal parts of the batch whose gradients are computed one after another, and averaged: the
         same step in less memory. Each part draws its own noise.
+      guard: leave out every update whose loss or gradient is not finite.
       axis_name: the mapped axis when the step runs under `jax.pmap` or `jax.shard_map` over shards of the batch.
         Gradients, metrics and writes are then averaged over it, and every shard draws its own noise. Under a plain
         `jax.jit` (on one device, or sharded by the compiler over many) leave it None.
@@ -46,7 +52,7 @@ def make_step(
             step_key = jax.random.fold_in(step_key, jax.lax.axis_index(axis_name))
         params, opt_state, metrics = state.params, dict(state.opt_state), {}
         for i, objective in enumerate(model.objectives):
-            update = partial(descend, objective, accumulate=accumulate, axis_name=axis_name)
+            update = partial(descend, objective, accumulate=accumulate, guard=guard, axis_name=axis_name)
             args = params, opt_state[objective.wrt], batch, jax.random.fold_in(step_key, i)
             if objective.every > 1:
                 due = state.step % objective.every == objective.every - 1
@@ -72,12 +78,13 @@ def descend(
     key: Key,
     *,
     accumulate: int = 1,
+    guard: bool = False,
     axis_name: str | None = None,
 ) -> tuple[Params, PyTree, Metrics]:
     """One step of the optimiser of `objective`; every other network stays as it is, but for what the loss writes.
 
-    Where the loss or the norm of its gradient is not finite, nothing changes. The metrics say so: `NETWORK skipped` is
-    1, beside `NETWORK gradient norm`.
+    With `guard`, nothing changes where the loss or the norm of its gradient is not finite. The metrics say so: `NETWORK
+    skipped` is 1, beside `NETWORK gradient norm`.
     """
     local = params if axis_name is None else _vary(params, axis_name)
 
@@ -89,10 +96,9 @@ def descend(
     if axis_name is not None:
         value, grads, aux = jax.lax.pmean((value, grads, aux), axis_name)
     updates, new_opt_state = objective.optimizer.update(grads, opt_state, params[objective.wrt])
-    network = optax.apply_updates(params[objective.wrt], updates)
-    new_params = params | aux.writes | {objective.wrt: network}
-
-    # One step whose numbers are no numbers must not end a run: it is left out, and counted.
+    new_params = params | aux.writes | {objective.wrt: optax.apply_updates(params[objective.wrt], updates)}
+    if not guard:
+        return new_params, new_opt_state, aux.metrics
     norm = optax.tree.norm(grads)
     good = jnp.isfinite(value) & jnp.isfinite(norm)
     new_params, opt_state = jax.tree.map(partial(jnp.where, good), (new_params, new_opt_state), (params, opt_state))

@@ -19,7 +19,7 @@ from experiments import vae_mnist
 from jaxgen import __main__ as commands
 from jaxgen import config as flags
 from jaxgen import folder, log, parallel
-from jaxgen.checkpoint import restore
+from jaxgen.checkpoint import restore, saved_steps
 from jaxgen.errors import UserError
 from jaxgen.experiment import abstract_state
 from jaxgen.run import run
@@ -117,7 +117,8 @@ def test_another_configuration_is_refused_with_the_fields_that_differ(config):
 
 def test_numbers_that_are_not_finite_stop_the_run_and_can_be_replayed(config, capsys):
     diverging = flags.OptimizerConfig(learning_rate=1e30, schedule="constant")
-    with pytest.raises(UserError, match=r"steps in a row had no finite .* at step \d+ .*loss .*gradient norm"):
+    config = replace(config, run=replace(config.run, guard=True))
+    with pytest.raises(UserError, match=r"steps in a row were not finite: at step \d+ .*loss .*gradient norm"):
         train(replace(config, optimizer=diverging))
     capsys.readouterr()
     commands.main(["replay", str(config.workdir)])
@@ -128,6 +129,14 @@ def test_numbers_that_are_not_finite_stop_the_run_and_can_be_replayed(config, ca
     assert int(state_of(config.workdir).step) == 120
     with pytest.raises(UserError, match="nothing to replay"):
         commands.main(["replay", str(config.workdir)])
+
+
+def test_without_a_guard_parameters_that_are_no_numbers_are_never_saved(config):
+    diverging = flags.OptimizerConfig(learning_rate=1e30, schedule="constant")
+    with pytest.raises(UserError, match=r"steps in a row were not finite: at step \d+ loss .*--run.guard"):
+        train(replace(config, optimizer=diverging))
+    assert saved_steps(config.workdir / "checkpoints") == []
+    train(config)  # so the same folder serves again
 
 
 def test_without_a_checkpoint_there_is_nothing_to_go_on_from(config):

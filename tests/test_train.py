@@ -78,7 +78,7 @@ def test_an_objective_that_is_not_due_changes_nothing():
 
 def test_a_step_whose_numbers_are_not_finite_changes_nothing_and_is_counted():
     model = quadratic()
-    step, state = jax.jit(make_step(model)), state_of(model)
+    step, state = jax.jit(make_step(model, guard=True)), state_of(model)
     state, metrics = step(state, BATCH)
     assert metrics["a skipped"] == metrics["b skipped"] == 0
     assert metrics["a gradient norm"] > 0
