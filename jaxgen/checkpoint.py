@@ -7,6 +7,7 @@ with the SHA-256 sum of every file and the shape and dtype of every array. Witho
 import hashlib
 import json
 import logging
+import shutil
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, suppress
@@ -54,12 +55,9 @@ class Checkpoints:
     def _open(self):
         import orbax.checkpoint as ocp
 
-        policies = ocp.checkpoint_managers
-        best = policies.BestN(
-            get_metric_fn=lambda metrics: metrics["loss"], reverse=True, n=1, keep_checkpoints_without_metrics=False
-        )
         options = ocp.CheckpointManagerOptions(
-            preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(self._keep), best]),
+            # Orbax would let old steps go before the manifest of a new one is written: `_prune` does it after.
+            preservation_policy=ocp.checkpoint_managers.LatestN(None),
             cleanup_tmp_directories=True,  # what killed or failed saves left
             enable_async_checkpointing=True,
         )
@@ -83,35 +81,48 @@ class Checkpoints:
         if step in self.steps():
             return
         plain = _plain(state)
-        metrics = None if loss is None else {"loss": loss}
         try:
-            self._manager.save(step, args=ocp.args.StandardSave(plain), metrics=metrics, force=True)
+            self._manager.save(step, args=ocp.args.StandardSave(plain), force=True)
         except (OSError, ValueError) as error:  # the folder could not even be made
             self._writing = Future()
             self._writing.set_exception(error)
         else:
-            self._writing = self._thread.submit(self._finish, step, _shapes(plain))
+            self._writing = self._thread.submit(self._finish, step, loss, _shapes(plain))
         if not self._asynchronous:
             self._collect(self._say)
 
-    def _finish(self, step: int, arrays: dict[str, Any]) -> None:
+    def _finish(self, step: int, loss: float | None, arrays: dict[str, Any]) -> None:
         """In the thread: waits for Orbax, then makes the step count."""
         self._manager.wait_until_finished()
         if jax.process_index() == 0:
             folder = self._directory / str(step)
-            content = {"step": step, "arrays": arrays, "files": _digests(folder)}
+            content = {"step": step, "loss": loss, "arrays": arrays, "files": _digests(folder)}
+            content["digest"] = _digest(content)
             write_atomically(folder / MANIFEST, json.dumps(content, indent=1).encode())
+
+    def _prune(self) -> None:
+        """Lets go of every saved step but the newest so many and the one of the lowest loss."""
+        steps = self.steps()
+        losses = {step: _manifest(self._directory / str(step)).get("loss") for step in steps}
+        measured = [step for step in steps if losses[step] is not None]
+        best = [min(measured, key=lambda step: (losses[step], step))] if measured else []
+        for step in set(steps) - set(steps[-self._keep :]) - set(best):
+            self._manager.delete(step)
 
     def _collect(self, on_error: Callable[[str], None]) -> None:
         writing, self._writing = self._writing, None
         if writing is not None:
             error = writing.exception()
-            if error is not None:
+            if error is None:
+                self._prune()
+            else:
                 # Orbax would count the step, and raise the error again at every later call: begin anew.
                 with suppress(Exception):
                     self._manager.close()
+                for name in set(_step_folders(self._directory)) - set(map(str, self.steps())):
+                    shutil.rmtree(self._directory / name, ignore_errors=True)
                 self._manager = self._open()
-                reason = str(error).split(" [tensorstore_spec")[0].splitlines()[0]
+                reason = (str(error).split(" [tensorstore_spec")[0].splitlines() or [type(error).__name__])[0]
                 steps = self.steps()
                 newest = f"the newest whole one is of step {steps[-1]}" if steps else "there is no whole one yet"
                 on_error(f"a checkpoint could not be written ({reason}); {newest}")
@@ -160,7 +171,7 @@ def _read(folder: Path, template: TrainState) -> TrainState:
     shapes = _plain(template.replace(key=jax.random.key(0)))
     everywhere = template.step.sharding  # every process and device has the key, as it has the step
     shapes["key"] = jax.ShapeDtypeStruct(shapes["key"].shape, shapes["key"].dtype, sharding=everywhere)
-    saved, wanted = json.loads((folder / MANIFEST).read_text())["arrays"], _shapes(shapes)
+    saved, wanted = _manifest(folder)["arrays"], _shapes(shapes)
     differences = [
         f"{name} is {_shape(saved.get(name))} in the checkpoint and {_shape(wanted.get(name))} in the model"
         for name in sorted(saved.keys() | wanted.keys())
@@ -182,6 +193,16 @@ def _step_folders(directory: Path) -> list[str]:
     return [path.name for path in directory.iterdir() if path.name.isdigit()] if directory.is_dir() else []
 
 
+def _manifest(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / MANIFEST).read_text())
+
+
+def _digest(manifest: dict[str, Any]) -> str:
+    """SHA-256 of a manifest without its own digest."""
+    content = {key: value for key, value in manifest.items() if key != "digest"}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
 def _digests(folder: Path) -> dict[str, str]:
     """SHA-256 of every file below the folder, by its path there."""
     digests = {}
@@ -195,12 +216,14 @@ def _digests(folder: Path) -> dict[str, str]:
 def _damage(folder: Path) -> str | None:
     """What is wrong with a checkpoint, or None."""
     try:
-        expected = json.loads((folder / MANIFEST).read_text())["files"]
+        manifest = _manifest(folder)
+        if manifest["digest"] != _digest(manifest):
+            return f"{MANIFEST} has changed since it was written"
+        expected, found = manifest["files"], _digests(folder)
     except FileNotFoundError:
         return "its write did not come to its end"
-    except (ValueError, KeyError, OSError) as error:
-        return f"{MANIFEST} cannot be read ({error})"
-    found = _digests(folder)
+    except (ValueError, KeyError, TypeError, OSError) as error:
+        return f"{MANIFEST} or a file beside it cannot be read ({error})"
     missing = sorted(expected.keys() - found.keys())
     if missing:
         return f"{missing[0]} is missing"

@@ -156,7 +156,5 @@ def check(config: Config) -> None:
         raise UserError(f"--optimizer.clip-norm {optimizer.clip_norm}: expected a number above 0, or None")
     if optimizer.ema_decay is not None and not 0 <= optimizer.ema_decay < 1:
         raise UserError(f"--optimizer.ema-decay {optimizer.ema_decay}: expected a number from 0 up to 1, or None")
-    if config.batch_size % run.accumulate:
-        raise UserError(f"--batch-size {config.batch_size} cannot be cut into --run.accumulate {run.accumulate} parts")
     if run.sharding == "fsdp" and run.parallel != "jit":
         raise UserError(f"--run.sharding fsdp is the compiler's work: leave out --run.parallel {run.parallel}")

@@ -23,6 +23,8 @@ from jaxgen.data.source import Dataset, Spec
 from jaxgen.errors import UserError
 from jaxgen.files import write_atomically
 
+LOCK = ".lock"
+
 
 @dataclass(frozen=True)
 class Record:
@@ -75,10 +77,15 @@ def read_record(directory: Path) -> Record | None:
 
 
 def check_writable(directory: Path) -> None:
-    """Raises UserError where the folder could not be made; asked before the data are loaded."""
+    """Raises UserError where the folder is another's or could not be made; asked before the data are loaded."""
     existing = next(path for path in (directory.absolute(), *directory.absolute().parents) if path.exists())
     if not (existing.is_dir() and os.access(existing, os.W_OK | os.X_OK)):
         raise UserError(f"cannot write to {directory}: {existing} is not a writable folder; give another --workdir")
+    if existing != directory.absolute():
+        return
+    foreign = (path for path in directory.iterdir() if path.suffix != ".part" and path.name != LOCK)
+    if any(foreign) and read_record(directory) is None:
+        raise UserError(f"{directory} is not empty and not a run folder: give another --workdir")
 
 
 def claim(directory: Path, record: Record, *, overwrite: bool) -> None:
@@ -90,8 +97,6 @@ def claim(directory: Path, record: Record, *, overwrite: bool) -> None:
     try:
         directory.mkdir(parents=True, exist_ok=True)
         earlier = read_record(directory)
-        if earlier is None and any(path.suffix != ".part" for path in directory.iterdir()):
-            raise UserError(f"{directory} is not empty and not a run folder: give another --workdir")
         if overwrite or not saved_steps(directory / "checkpoints"):
             for name in ("checkpoints", "samples", "events"):
                 if (directory / name).exists():
@@ -118,7 +123,8 @@ def locked(directory: Path) -> Iterator[None]:
     """Within, no other process runs in the folder; the lock goes with the process, however it ends."""
     import fcntl
 
-    with (directory / "config.json").open() as file:
+    directory.mkdir(parents=True, exist_ok=True)
+    with (directory / LOCK).open("a") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -132,9 +138,8 @@ def identity(record: Record) -> dict[str, Any]:
     """What two runs must share for one to go on from the other; how a run is watched and measured is not part of it."""
     config = {k: v for k, v in record.config.items() if k not in ("workdir", "run", "evaluate", "sample")}
     config["data"] = {k: v for k, v in config["data"].items() if k not in ("dir", "strict", "name")}
-    config["run"] = {
-        k: record.config["run"][k] for k in ("accumulate", "parallel")
-    }  # they decide who draws which noise
+    run = record.config.get("run", {})  # these two decide who draws which noise
+    config["run"] = {"accumulate": run.get("accumulate", 1), "parallel": run.get("parallel", "jit")}
     data = {"name": record.data.name, "digest": record.data.digest}
     return {"experiment": record.experiment} | config | {"data": config["data"] | data}
 

@@ -1,8 +1,11 @@
 """Watches for steps whose numbers are not finite."""
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxgen.train import Progress
+from jaxgen.types import PyTree
 
 
 class Guard:
@@ -31,3 +34,14 @@ class Guard:
                 numbers = (f"{n} {v[i]:.4g}" for n, v in metrics.items() if "loss" in n or "norm" in n)
                 self.what = f"at step {self.first} {', '.join(numbers)}"
             self.count += 1
+
+
+@jax.jit
+def _all_finite(tree: PyTree) -> jax.Array:
+    leaves = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.inexact)]
+    return jnp.all(jnp.array([jnp.isfinite(x).all() for x in leaves]))
+
+
+def is_finite(tree: PyTree) -> bool:
+    """Whether every number of the arrays is one."""
+    return bool(_all_finite(tree))

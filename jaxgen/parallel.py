@@ -19,11 +19,14 @@ def make_mesh() -> Mesh:
     return jax.make_mesh((jax.device_count(),), ("data",), axis_types=(AxisType.Auto,))
 
 
-def check_batch_size(batch_size: int, mesh: Mesh) -> None:
-    """Raises UserError where a batch cannot be split evenly over the mesh."""
-    if batch_size % mesh.size:
+def check_batch_size(batch_size: int, accumulate: int, mesh: Mesh) -> None:
+    """Raises UserError where the parts of a batch cannot be split evenly over the mesh."""
+    parts = mesh.size * accumulate
+    if batch_size % parts:
         raise UserError(
-            f"--batch-size {batch_size} cannot be split evenly over {mesh.size} devices: use a multiple of {mesh.size}."
+            f"--batch-size {batch_size} cannot be split evenly over {mesh.size} devices"
+            + (f" and --run.accumulate {accumulate}" if accumulate > 1 else "")
+            + f": use a multiple of {parts}, such as {-(-batch_size // parts) * parts}"
         )
 
 

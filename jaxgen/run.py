@@ -30,7 +30,7 @@ from jaxgen.errors import UserError
 from jaxgen.evaluate import Estimate, evaluate
 from jaxgen.experiment import Experiment, Figures, abstract_state, built, evaluation_params, measure
 from jaxgen.files import write_atomically
-from jaxgen.guard import Guard
+from jaxgen.guard import Guard, is_finite
 from jaxgen.step import init_state, make_step
 from jaxgen.train import Hook, Progress, train
 from jaxgen.types import Batch, TrainState
@@ -103,14 +103,14 @@ def run(config: Config, load: Callable, build: Callable, name: str, command: str
     folder.check_writable(config.workdir)
     cache_compilations()
     mesh = parallel.make_mesh()
-    parallel.check_batch_size(config.batch_size, mesh)
+    parallel.check_batch_size(config.batch_size, config.run.accumulate, mesh)
     data = load(config)
     if data.notice:
         print(f"notice: {data.notice}", file=sys.stderr)
     experiment = built(build, config, data.spec)
     record = folder.record_of(name, command, config, data)
-    folder.claim(config.workdir, record, overwrite=config.run.overwrite)
     with folder.locked(config.workdir):
+        folder.claim(config.workdir, record, overwrite=config.run.overwrite)
         figures = _figures(config.workdir, record)
         if figures:
             print(f"{config.workdir} is finished: nothing left to do")
@@ -145,7 +145,10 @@ def _train_and_measure(
             state, stopped = _train(config, experiment, data, mesh, template, state, checkpoints, writer)
             step = int(state.step)
             if stopped:
-                print(f"stopped and saved at step {step} of {config.steps}: the same command goes on from there")
+                print(
+                    f"stopped and saved at step {step} of {config.steps}: the same command goes on from there"
+                    + (" without --run.overwrite" if config.run.overwrite else "")
+                )
                 return None
             figures = measure(experiment, evaluation_params(state), data.test)
             writer.write(step, {"figures": figures, "measured": record.config["evaluate"]})
@@ -185,7 +188,7 @@ def _train(
     guard = Guard(config.run.max_bad_steps)
 
     def on_checkpoint(step: int, state: TrainState) -> None:
-        if config.run.guard or not guard.count:  # else its parameters may be no numbers
+        if is_finite(state.params):
             checkpoints.save(step, state, losses.get(step))
 
     def on_evaluate(step: int, state: TrainState) -> None:
@@ -230,14 +233,16 @@ def _train(
         )
         on_checkpoint(int(state.step), state)
         checkpoints.wait()
-        if guard.full:
+        if guard.full or not is_finite(state.params):
             _stop_for_bad_numbers(config, guard)
         return state, signalled()
 
 
 def _stop_for_bad_numbers(config: Config, guard: Guard) -> NoReturn:
     advice = "Try a lower --optimizer.learning-rate or --optimizer.clip-norm 1, with --run.overwrite"
-    where = f"{guard.count} steps in a row were not finite: {guard.what}"
+    where = (
+        f"{guard.count} steps in a row were not finite: {guard.what}" if guard.count else "parameters are not finite"
+    )
     if not config.run.guard:
         raise UserError(f"{where}. {advice}; --run.guard leaves such steps out and can tell where they come from")
     write_atomically(config.workdir / "replay.json", json.dumps({"step": guard.first}).encode())
@@ -260,7 +265,8 @@ def replay(config: Config, experiment: Experiment, data: Dataset) -> str:
     template = abstract_state(config, experiment.model, data.spec, parallel.make_mesh())
     state = initial_state(config, experiment, data, template).replace(step=jnp.int32(step))
     indices = batch_indices(len(data), config.batch_size, seed=config.seed, start=step, stop=step + 1)[0]
-    checked = checkify.checkify(make_step(experiment.model), errors=checkify.float_checks)
+    step_once = make_step(experiment.model, accumulate=config.run.accumulate)
+    checked = checkify.checkify(step_once, errors=checkify.float_checks)
     error, _ = jax.jit(checked)(state, gather(data.train, indices))
     message = error.get()
     return f"step {step}: {message or 'nothing went wrong this time; the run may have been on another platform'}"

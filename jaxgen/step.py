@@ -94,7 +94,8 @@ def descend(
     gradient = partial(jax.value_and_grad(loss, has_aux=True), local[objective.wrt])
     (value, aux), grads = gradient(batch, key) if accumulate == 1 else _in_parts(gradient, accumulate, batch, key)
     if axis_name is not None:
-        value, grads, aux = jax.lax.pmean((value, grads, aux), axis_name)
+        mean = jax.lax.pmean((value, grads, aux), axis_name)
+        value, grads, aux = jax.tree.map(lambda m, x: m.astype(x.dtype), mean, (value, grads, aux))
     updates, new_opt_state = objective.optimizer.update(grads, opt_state, params[objective.wrt])
     new_params = params | aux.writes | {objective.wrt: optax.apply_updates(params[objective.wrt], updates)}
     if not guard:
@@ -125,7 +126,7 @@ def _in_parts(function: Callable[[Batch, Key], PyTree], parts: int, batch: Batch
 
     first, rest = (jax.tree.map(lambda x, part=part: x[part], (split, keys)) for part in (0, slice(1, None)))
     total, _ = jax.lax.scan(add, function(*first), rest)
-    return jax.tree.map(lambda x: x / parts, total)
+    return jax.tree.map(lambda x: (x / parts).astype(x.dtype), total)
 
 
 def _vary(params: Params, axis_name: str) -> Params:

@@ -71,6 +71,8 @@ def test_it_comes_back_on_another_number_of_devices(tmp_path):
 def test_the_newest_and_the_best_stay(tmp_path):
     save(tmp_path, [1, 2, 3, 4, 5, 6], keep=2)
     assert saved_steps(tmp_path) == [2, 5, 6]
+    save(tmp_path, [7, 8], start=6)  # also after a resume
+    assert saved_steps(tmp_path) == [2, 7, 8]
 
 
 def flip_a_bit(folder):
@@ -98,7 +100,12 @@ def break_the_manifest(folder):
     (folder / MANIFEST).write_text("{")
 
 
-@pytest.mark.parametrize("damage", [flip_a_bit, truncate, remove, empty, break_the_manifest])
+def change_the_manifest(folder):
+    text = (folder / MANIFEST).read_text()
+    (folder / MANIFEST).write_text(text.replace("params/net/kernel", "params/net/kernal"))
+
+
+@pytest.mark.parametrize("damage", [flip_a_bit, truncate, remove, empty, break_the_manifest, change_the_manifest])
 def test_damage_is_found_and_the_one_before_is_used(tmp_path, damage):
     save(tmp_path, [1, 2])
     damage(tmp_path / "2")

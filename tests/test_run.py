@@ -161,8 +161,11 @@ def test_a_damaged_checkpoint_is_passed_over_and_the_end_is_the_same(config, tmp
 
 def test_one_folder_one_process(config):
     train(replace(config, steps=4))
-    with folder.locked(config.workdir), pytest.raises(UserError, match="another process"):
-        train(replace(config, steps=4))
+    shutil.rmtree(config.workdir / "checkpoints")  # there is nothing to go on from yet
+    for overwrite in (False, True):
+        with folder.locked(config.workdir), pytest.raises(UserError, match="another process"):
+            train(replace(config, steps=4, run=replace(config.run, overwrite=overwrite)))
+    assert log.read(config.workdir)
 
 
 def test_other_data_of_the_same_name_are_noticed(config, tmp_path):
