@@ -83,8 +83,8 @@ def descend(
 ) -> tuple[Params, PyTree, Metrics]:
     """One step of the optimiser of `objective`; every other network stays as it is, but for what the loss writes.
 
-    With `guard`, nothing changes where the loss or the norm of its gradient is not finite. The metrics say so: `NETWORK
-    skipped` is 1, beside `NETWORK gradient norm`.
+    With `guard`, nothing changes where the loss or the norm of its gradient is not finite. The metrics say so: `NAME
+    skipped` is 1, beside `NAME gradient norm`.
     """
     local = params if axis_name is None else _vary(params, axis_name)
 
@@ -103,7 +103,8 @@ def descend(
     norm = optax.tree.norm(grads)
     good = jnp.isfinite(value) & jnp.isfinite(norm)
     new_params, opt_state = jax.tree.map(partial(jnp.where, good), (new_params, new_opt_state), (params, opt_state))
-    health = {f"{objective.wrt} gradient norm": norm, f"{objective.wrt} skipped": 1.0 - good}
+    name = objective.name or objective.wrt
+    health = {f"{name} gradient norm": norm, f"{name} skipped": 1.0 - good}
     return new_params, opt_state, aux.metrics | health
 
 

@@ -28,12 +28,17 @@ class Aux(NamedTuple):
 
 
 class Objective(NamedTuple):
-    """Minimise `loss(params, batch, key)` with respect to `params[wrt]`, at every `every`-th step."""
+    """Minimise `loss(params, batch, key)` with respect to `params[wrt]`, at every `every`-th step.
+
+    Objectives on the same network share one optimiser and its state, as a loss and its lazy regulariser should (Karras
+    et al. 2020, appendix B); `name` tells them apart in the metrics, and is by default that of the network.
+    """
 
     wrt: str
     loss: Callable[[Params, Batch, Key], tuple[Scalar, Aux]]
     optimizer: optax.GradientTransformation
     every: int = 1
+    name: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +66,7 @@ class TrainState:
       step: int32 [], the number of finished steps.
       key: PRNG key that never changes; all that is random at step t derives from `fold_in(key, t)`.
       params: one entry per network.
-      opt_state: one entry per objective, under the name of its network.
+      opt_state: one entry per network that an objective trains.
       ema: `params` with an exponential moving average of every network that an objective trains, or None.
     """
 
