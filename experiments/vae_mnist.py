@@ -167,7 +167,6 @@ def experiment(model: VAE, config: Config, protocol: str) -> Experiment:
     options = config.model
     reconstruct, decode, observe = jax.jit(model.reconstruct), jax.jit(model.decode), jax.jit(model.observe)
     encode, sample = jax.jit(model.encode), jax.jit(model.sample, static_argnames=("n", "draw"))
-    compiled_evaluate = jax.jit(model.evaluate)
     nll = importance_weighted_nll(model.observe, model.log_weights, num_samples=config.evaluate.nll_samples)
 
     def pictures(params, arrays, key):
@@ -190,7 +189,7 @@ def experiment(model: VAE, config: Config, protocol: str) -> Experiment:
 
     def measure(params, arrays, key, on_progress):
         count, k = len(arrays["image"]), config.evaluate.nll_samples
-        elbo = evaluate(compiled_evaluate, params, arrays, key)
+        elbo = evaluate(model.evaluate, params, arrays, key)
         values = nll(params, arrays, key, lambda done: on_progress(done / count))
         return {
             f"test NLL, nats ({protocol}, {k} importance samples, {count:,} images)": estimate(values),

@@ -16,6 +16,7 @@ from typing import Any
 
 import jax
 
+from jaxgen import processes
 from jaxgen.errors import UserError
 from jaxgen.files import write_atomically
 from jaxgen.types import PyTree, TrainState
@@ -24,10 +25,12 @@ MANIFEST = "manifest.json"
 
 
 class Checkpoints:
-    """Writes the checkpoints of one run, a folder per step, in the background and one at a time.
+    """Writes the checkpoints of one run, a folder per step, one at a time.
+
+    Among several processes every one makes the same calls: each writes the shards it holds, process 0 the manifest.
 
     Args:
-      directory: made at the first save.
+      directory: made at the first save; all processes must see it.
       start: the step that training goes on from. Later ones in the folder were passed over, and go at the first save.
       keep: the newest so many stay, and the one of the lowest loss.
       asynchronous: return from `save` before the write is done.
@@ -45,27 +48,11 @@ class Checkpoints:
     ):
         # Orbax logs pages of traceback where a write fails; what there is to say of it is said here.
         logging.getLogger("absl").setLevel(logging.CRITICAL)
-        self._directory, self._keep = directory.absolute(), keep
+        self._directory, self._start, self._keep = directory.absolute(), start, keep
         self._say, self._asynchronous = say, asynchronous
-        self._manager = self._open()
-        self._damaged = [step for step in self._manager.all_steps() if step > start]
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="manifest")
-        self._writing: Future | None = None
-
-    def _open(self):
-        import orbax.checkpoint as ocp
-
-        options = ocp.CheckpointManagerOptions(
-            # Orbax would let old steps go before the manifest of a new one is written: `_prune` does it after.
-            preservation_policy=ocp.checkpoint_managers.LatestN(None),
-            cleanup_tmp_directories=True,  # what killed or failed saves left
-            enable_async_checkpointing=True,
-        )
-        return ocp.CheckpointManager(self._directory, options=options)
-
-    def steps(self) -> list[int]:
-        """The saved steps, oldest first."""
-        return saved_steps(self._directory)
+        self._losses: dict[int, float | None] | None = None  # of the saved steps, once the folder has been looked at
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._writing: tuple[int, float | None, Future] | None = None
 
     def save(self, step: int, state: TrainState, loss: float | None = None) -> None:
         """Copies the state and returns, unless synchronous; does nothing where that step is saved already.
@@ -75,57 +62,52 @@ class Checkpoints:
         import orbax.checkpoint as ocp
 
         self._collect(self._say)
-        for damaged in self._damaged:
-            self._manager.delete(damaged)
-        self._damaged = []
-        if step in self.steps():
+        if self._losses is None:
+            losses = processes.from_main(lambda: list(_clean(self._directory, self._start).items()))
+            self._losses = dict(map(tuple, losses))
+        if step in self._losses:
             return
-        plain = _plain(state)
+        plain, writer = _plain(state), ocp.StandardCheckpointer()
         try:
-            self._manager.save(step, args=ocp.args.StandardSave(plain), force=True)
+            writer.save(self._directory / str(step), plain)
         except (OSError, ValueError) as error:  # the folder could not even be made
-            self._writing = Future()
-            self._writing.set_exception(error)
+            future: Future = Future()
+            future.set_exception(error)
         else:
-            self._writing = self._thread.submit(self._finish, step, loss, _shapes(plain))
+            future = self._thread.submit(self._finish, writer, step, loss, _shapes(plain))
+        self._writing = step, loss, future
         if not self._asynchronous:
             self._collect(self._say)
 
-    def _finish(self, step: int, loss: float | None, arrays: dict[str, Any]) -> None:
+    def _finish(self, writer: Any, step: int, loss: float | None, arrays: dict[str, Any]) -> None:
         """In the thread: waits for Orbax, then makes the step count."""
-        self._manager.wait_until_finished()
-        if jax.process_index() == 0:
+        with closing(writer):
+            writer.wait_until_finished()
+        if processes.is_main():
             folder = self._directory / str(step)
             content = {"step": step, "loss": loss, "arrays": arrays, "files": _digests(folder)}
             content["digest"] = _digest(content)
             write_atomically(folder / MANIFEST, json.dumps(content, indent=1).encode())
 
-    def _prune(self) -> None:
-        """Lets go of every saved step but the newest so many and the one of the lowest loss."""
-        steps = self.steps()
-        losses = {step: _manifest(self._directory / str(step)).get("loss") for step in steps}
-        measured = [step for step in steps if losses[step] is not None]
-        best = [min(measured, key=lambda step: (losses[step], step))] if measured else []
-        for step in set(steps) - set(steps[-self._keep :]) - set(best):
-            self._manager.delete(step)
-
     def _collect(self, on_error: Callable[[str], None]) -> None:
-        writing, self._writing = self._writing, None
-        if writing is not None:
-            error = writing.exception()
-            if error is None:
-                self._prune()
-            else:
-                # Orbax would count the step, and raise the error again at every later call: begin anew.
-                with suppress(Exception):
-                    self._manager.close()
-                for name in set(_step_folders(self._directory)) - set(map(str, self.steps())):
-                    shutil.rmtree(self._directory / name, ignore_errors=True)
-                self._manager = self._open()
-                reason = (str(error).split(" [tensorstore_spec")[0].splitlines() or [type(error).__name__])[0]
-                steps = self.steps()
-                newest = f"the newest whole one is of step {steps[-1]}" if steps else "there is no whole one yet"
-                on_error(f"a checkpoint could not be written ({reason}); {newest}")
+        """Waits for the write in progress, and lets go of older steps once it is whole."""
+        if self._writing is None:
+            return
+        (step, loss, future), self._writing = self._writing, None
+        error = future.exception()
+        reason = error and (str(error).split(" [tensorstore_spec")[0].splitlines() or [type(error).__name__])[0]
+        reasons = [reason for reason in processes.exchange(reason) if reason]
+        if not reasons:
+            self._losses[step] = loss
+        gone = set(self._losses) - _kept(self._losses, self._keep) if not reasons else {step}
+        if processes.is_main():
+            for old in gone:
+                _remove(self._directory / str(old))
+        for old in gone:
+            self._losses.pop(old, None)
+        if reasons:
+            newest = f"the newest whole one is of step {max(self._losses)}" if self._losses else "there is no whole one"
+            on_error(f"a checkpoint could not be written ({reasons[0]}); {newest}")
 
     def wait(self) -> None:
         """Returns when every save is whole on disk.
@@ -135,52 +117,61 @@ class Checkpoints:
         """
 
         def fail(message: str) -> None:
-            raise UserError(message)
+            raise UserError(message, shared=True)
 
         self._collect(fail)
 
     def close(self) -> None:
-        """Lets a write in progress come to its end."""
-        self._collect(self._say)
+        """Lets a write in progress come to its end; to be called in any case, so it tells the others nothing."""
+        if self._writing is not None:
+            self._writing[2].exception()
         self._thread.shutdown()
-        self._manager.close()
 
 
-def restore(directory: Path, template: TrainState, say: Callable[[str], None] = print) -> TrainState | None:
+def restore(
+    directory: Path, template: TrainState, say: Callable[[str], None] = print, *, most: int | None = None
+) -> TrainState | None:
     """The newest intact state, or None where there is none; `say` hears which were passed over, and why.
 
     Args:
       directory: of the checkpoints; only read.
       template: a state of `jax.ShapeDtypeStruct` with the shardings to restore onto, on any number of devices.
       say: hears one line for each checkpoint that is damaged.
+      most: leave out the steps after this one.
 
     Raises:
       UserError: the newest intact state is not of this model; the message names every array that differs.
     """
-    for step in sorted(map(int, _step_folders(directory)), reverse=True):
-        reason = _damage(directory / str(step))
-        if reason is None:
-            return _read(directory.absolute() / str(step), template)
-        say(f"checkpoint {step} is passed over: {reason}")
-    return None
+
+    def newest() -> tuple[int, dict[str, Any]] | None:
+        for step in sorted(map(int, _step_folders(directory)), reverse=True):
+            if most is None or step <= most:
+                reason = _damage(directory / str(step))
+                if reason is None:
+                    return step, _manifest(directory / str(step))["arrays"]
+                say(f"checkpoint {step} is passed over: {reason}")
+        return None
+
+    found = processes.from_main(newest)
+    return found and _read(directory.absolute() / str(found[0]), found[1], template)
 
 
-def _read(folder: Path, template: TrainState) -> TrainState:
+def _read(folder: Path, saved: dict[str, Any], template: TrainState) -> TrainState:
     import orbax.checkpoint as ocp
 
     shapes = _plain(template.replace(key=jax.random.key(0)))
     everywhere = template.step.sharding  # every process and device has the key, as it has the step
     shapes["key"] = jax.ShapeDtypeStruct(shapes["key"].shape, shapes["key"].dtype, sharding=everywhere)
-    saved, wanted = _manifest(folder)["arrays"], _shapes(shapes)
+    wanted = _shapes(shapes)
     differences = [
         f"{name} is {_shape(saved.get(name))} in the checkpoint and {_shape(wanted.get(name))} in the model"
         for name in sorted(saved.keys() | wanted.keys())
         if saved.get(name) != wanted.get(name)
     ]
     if differences:
-        raise UserError(f"checkpoint {folder} does not fit this model: {'; '.join(differences)}")
+        raise UserError(f"checkpoint {folder} does not fit this model: {'; '.join(differences)}", shared=True)
     with closing(ocp.StandardCheckpointer()) as checkpointer:
-        plain = checkpointer.restore(folder / "default", shapes)
+        plain = checkpointer.restore(folder, shapes)
     return template.replace(**plain | {"key": jax.random.wrap_key_data(plain["key"])})
 
 
@@ -189,12 +180,43 @@ def saved_steps(directory: Path) -> list[int]:
     return sorted(int(name) for name in _step_folders(directory) if (directory / name / MANIFEST).exists())
 
 
+def _clean(directory: Path, start: int) -> dict[int, float | None]:
+    """Removes what killed saves left and the steps after `start`; returns the losses of the others."""
+    saved = [step for step in saved_steps(directory) if step <= start]
+    for path in directory.iterdir() if directory.is_dir() else []:
+        if (path.name.isdigit() and int(path.name) not in saved) or ".orbax-checkpoint-tmp" in path.name:
+            _remove(path)
+    return {step: _loss(directory / str(step)) for step in saved}
+
+
+def _kept(losses: dict[int, float | None], keep: int) -> set[int]:
+    """The newest so many steps, and the one of the lowest loss."""
+    measured = [step for step in losses if losses[step] is not None]
+    best = min(measured, key=lambda step: (losses[step], step), default=None)
+    return {*sorted(losses)[-keep:], best}
+
+
+def _remove(folder: Path) -> None:
+    """The manifest first: what is left, if this is killed, does not count."""
+    with suppress(OSError):
+        (folder / MANIFEST).unlink(missing_ok=True)
+        shutil.rmtree(folder)
+
+
 def _step_folders(directory: Path) -> list[str]:
     return [path.name for path in directory.iterdir() if path.name.isdigit()] if directory.is_dir() else []
 
 
 def _manifest(folder: Path) -> dict[str, Any]:
     return json.loads((folder / MANIFEST).read_text())
+
+
+def _loss(folder: Path) -> float | None:
+    """Of a step that may be damaged: then it has none, and goes first."""
+    try:
+        return _manifest(folder)["loss"]
+    except (ValueError, KeyError, TypeError, OSError):
+        return None
 
 
 def _digest(manifest: dict[str, Any]) -> str:

@@ -87,10 +87,12 @@ class RunConfig:
     """Steps between two checkpoints."""
     keep: int = 2
     """Checkpoints that stay, beside the one of the lowest held-out loss."""
-    guard: bool = False
-    """Leave out steps whose loss or gradient is not finite; costs a fifth of the rate of a tiny model on CPU."""
+    synchronous: bool = False
+    """Wait until each checkpoint is written, instead of training on meanwhile."""
+    guard: bool = True
+    """Leave out steps whose loss or gradient is not finite."""
     max_bad_steps: int = 20
-    """Steps in a row without finite loss (with --run.guard: and gradient) after which the run stops."""
+    """Such steps in a row after which the run stops."""
     overwrite: bool = False
     """Start afresh: delete what an earlier run left in the folder."""
     chunk: int = 50
@@ -101,6 +103,12 @@ class RunConfig:
     """Who splits the work over devices: the compiler, or a map over the parts of the batch."""
     accumulate: int = 1
     """Parts of a batch whose gradients are computed one after another: the same step in less memory."""
+    coordinator: str | None = None
+    """HOST:PORT of process 0, where several processes are not found by JAX itself (as Slurm's and Open MPI's are)."""
+    num_processes: int | None = None
+    """How many processes make this run; 1 keeps it alone in any case."""
+    process_id: int | None = None
+    """Which of them this is, from 0."""
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.scipy.special import logsumexp
+from jax.sharding import PartitionSpec
 
+from jaxgen import parallel
 from jaxgen.types import Batch, Key, Params
 
 
@@ -31,21 +33,23 @@ def estimate(values: np.ndarray) -> Estimate:
 
 
 def evaluate(
-    compiled: Callable[[Params, Batch, Key], dict[str, jax.Array]],
+    function: Callable[[Params, Batch, Key], dict[str, jax.Array]],
     params: Params,
     arrays: dict[str, np.ndarray],
     key: Key,
     *,
     batch_size: int = 1000,
 ) -> dict[str, Estimate]:
-    """Means of `model.evaluate`, compiled, over a data set of any size.
+    """Means of `model.evaluate` over a data set of any size, its batches split over all devices.
 
     The last batch is filled up with copies of the first examples, whose values are not counted.
     """
-    values: dict[str, list[np.ndarray]] = {}
+    mesh = parallel.make_mesh()
+    compiled, values = parallel.gathered(function, mesh), {}
     count = len(next(iter(arrays.values())))
-    for i, rows in enumerate(_rows(count, min(batch_size, count))):
-        batch = {name: array[rows] for name, array in arrays.items()}
+    size = math.ceil(min(batch_size, count) / mesh.size) * mesh.size
+    for i, rows in enumerate(_rows(count, size)):
+        batch = parallel.put_rows({name: array[rows] for name, array in arrays.items()}, mesh)
         for name, value in compiled(params, batch, jax.random.fold_in(key, i)).items():
             values.setdefault(name, []).append(np.asarray(value))
     return {name: estimate(np.concatenate(parts)[:count]) for name, parts in values.items()}
@@ -73,20 +77,26 @@ def importance_weighted_nll(
     parts = math.ceil(num_samples / rows)
     per_part = math.ceil(num_samples / parts)
     width = max(1, rows // num_samples)  # examples at once
-    most = max(1, 500_000 // (per_part * parts))  # examples in one dispatch: about two seconds on two cores
+    mesh = parallel.make_mesh()
+    least = width * mesh.size
+    most = max(least, 500_000 // (per_part * parts))  # examples in one dispatch: about two seconds on two cores
 
     def one(params: Params, batch: Batch, key: Key) -> jax.Array:
-        observe_key, key = jax.random.split(key)
+        observe_key, key = jax.random.split(jax.random.fold_in(key, batch["group"][0]))
         x, condition = observe(batch, observe_key), batch.get("label")
         keys = jax.random.split(key, parts)
         log_w = jax.lax.map(lambda key: log_weights(params, x, key, per_part, condition), keys)
         log_w = log_w.reshape(parts * per_part, -1)[:num_samples]
         return jnp.log(num_samples) - logsumexp(log_w, axis=0)
 
-    @jax.jit
-    def many(params: Params, batch: Batch, keys: Key) -> jax.Array:
+    def many(params: Params, batch: Batch, key: Key) -> jax.Array:
+        """One group of `width` examples after another, on each device its own."""
         batch = jax.tree.map(lambda x: x.reshape(-1, width, *x.shape[1:]), batch)
-        return jax.lax.map(lambda args: one(params, *args), (batch, keys)).reshape(-1)
+        return jax.lax.map(lambda group: one(params, group, key), batch).reshape(-1)
+
+    specs = PartitionSpec(), PartitionSpec("data"), PartitionSpec()
+    split = jax.shard_map(many, mesh=mesh, in_specs=specs, out_specs=specs[1], check_vma=False)
+    compiled = parallel.gathered(split, mesh)
 
     def nll(
         params: Params,
@@ -95,12 +105,12 @@ def importance_weighted_nll(
         on_progress: Callable[[int], None] = lambda done: None,
     ) -> np.ndarray:
         count = len(next(iter(arrays.values())))
-        size = math.ceil(count / math.ceil(count / most) / width) * width  # dispatches of one size, nearly all needed
+        size = math.ceil(count / math.ceil(count / most) / least) * least  # dispatches of one size, nearly all needed
         result = []
-        for i, indices in enumerate(_rows(count, size)):
-            batch = {name: array[indices] for name, array in arrays.items()}
-            keys = jax.random.split(jax.random.fold_in(key, i), size // width)
-            result.append(np.asarray(many(params, batch, keys), np.float64))
+        for i, rows in enumerate(_rows(count, size)):
+            batch = {name: array[rows] for name, array in arrays.items()}
+            batch["group"] = (i * size + np.arange(size)) // width  # noise belongs to a group, wherever it is computed
+            result.append(np.asarray(compiled(params, parallel.put_rows(batch, mesh), key), np.float64))
             on_progress(min(count, (i + 1) * size))
         return np.concatenate(result)[:count]
 

@@ -64,15 +64,20 @@ def abstract_state(config: Config, model: Model, spec: Spec, mesh: Mesh) -> Trai
 
 
 def evaluation_params(state: TrainState) -> Params:
-    """The moving average of the parameters where there is one, the parameters where not."""
-    return state.params if state.ema is None else state.ema
+    """The moving average of the parameters where there is one, the parameters where not; whole on every device."""
+    params = state.params if state.ema is None else state.ema
+    return parallel.gathered(_same, parallel.make_mesh())(params)
+
+
+def _same(params: Params) -> Params:
+    return params
 
 
 def measure(experiment: Experiment, params: Params, arrays: Arrays) -> Figures:
     """The experiment's figures, with a bar while they take their time."""
     key = jax.random.key(0)
     if experiment.measure is None:
-        means = evaluate(jax.jit(experiment.model.evaluate), params, arrays, key)
+        means = evaluate(experiment.model.evaluate, params, arrays, key)
         return {f"test {name} ({experiment.protocol})": value for name, value in means.items()}
     with log.bar("measuring") as on_progress:
         return experiment.measure(params, arrays, key, on_progress)

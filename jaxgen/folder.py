@@ -144,6 +144,26 @@ def identity(record: Record) -> dict[str, Any]:
     return {"experiment": record.experiment} | config | {"data": config["data"] | data}
 
 
+def shared(record: Record) -> dict[str, Any]:
+    """What all processes of a run must agree on."""
+    run = {k: v for k, v in record.config["run"].items() if k not in ("coordinator", "process_id")}
+    data = {"name": record.data.name, "digest": record.data.digest}
+    return {"experiment": record.experiment, "versions": record.versions, "of": data} | record.config | {"run": run}
+
+
+def check_alike(processes: list[dict[str, Any]]) -> None:
+    """Raises UserError where what the processes of a run are to do differs."""
+    first, *others = processes
+    for process, other in enumerate(others, 1):
+        changes = [f"{name} is {a} and {b}" for name, a, b in differences(first, other)]
+        if changes:
+            raise UserError(
+                f"processes 0 and {process} differ: {'; '.join(changes)}. Start all of them with the same command, "
+                "the same packages and the same data",
+                shared=True,
+            )
+
+
 def differences(old: Any, new: Any, name: str = "") -> Iterator[tuple[str, Any, Any]]:
     if isinstance(old, dict) and isinstance(new, dict):
         for key in old | new:

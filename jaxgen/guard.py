@@ -9,31 +9,44 @@ from jaxgen.types import PyTree
 
 
 class Guard:
-    """Counts bad steps in a row: how many, the first, and what its numbers were."""
+    """Counts bad steps in a row, for each objective by itself: how many, the first, and what its numbers were."""
 
     def __init__(self, most: int):
-        self.most, self.count, self.first, self.what = most, 0, 0, ""
+        self.most, self.first, self.what = most, 0, ""
+        self._rows: dict[str, tuple[int, int, str]] = {}  # of each objective: count, first step, its numbers
+
+    @property
+    def count(self) -> int:
+        return max((count for count, *_ in self._rows.values()), default=0)
 
     @property
     def full(self) -> bool:
         return self.count >= self.most
 
     def progress(self, progress: Progress) -> None:
-        """A step is bad where it was left out; where nothing watches over it, if its loss is no number."""
+        """A step is bad where it was left out; where nothing watches over it, if a loss is no number.
+
+        An objective that is not due has a value that is no number: that step says nothing of it.
+        """
         metrics = progress.metrics
-        bad = [value > 0 for name, value in metrics.items() if name.endswith(" skipped")]
-        bad = bad or [~np.isfinite(value) for name, value in metrics.items() if name == "loss"]
+        bad = {name: v > 0 for name, v in metrics.items() if name.endswith(" skipped")}
+        due = {name: ~np.isnan(metrics[name]) for name in bad}
+        if not bad:
+            bad = {name: ~np.isfinite(v) for name, v in metrics.items() if name.split()[-1] == "loss"}
+            due = {name: np.ones(len(v), bool) for name, v in bad.items()}
         for i in range(progress.stop - progress.start):
-            if self.full:
-                return
-            if not any(values[i] for values in bad):
-                self.count = 0
-                continue
-            if self.count == 0:
-                self.first = progress.start + i
-                numbers = (f"{n} {v[i]:.4g}" for n, v in metrics.items() if "loss" in n or "norm" in n)
-                self.what = f"at step {self.first} {', '.join(numbers)}"
-            self.count += 1
+            for name in bad:
+                if self.full:
+                    return
+                if due[name][i] and not bad[name][i]:
+                    self._rows.pop(name, None)
+                elif due[name][i]:
+                    step = progress.start + i
+                    numbers = (f"{n} {v[i]:.4g}" for n, v in metrics.items() if "loss" in n or "norm" in n)
+                    count, *since = self._rows.get(name, (0, step, ", ".join(numbers)))
+                    self._rows[name] = count + 1, *since
+                    if self.full:
+                        self.first, self.what = since[0], f"at step {since[0]} {since[1]}"
 
 
 @jax.jit

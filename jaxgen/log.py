@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,7 +19,7 @@ class Log:
     """Averages metrics over the steps between two lines and writes them wherever they are read.
 
     Args:
-      directory: of the run.
+      directory: of the run; None writes and says nothing, as on all processes but one.
       start, stop: steps; lines of an earlier attempt after `start` are dropped, since those steps run again.
       batch_size: examples in one step.
       every: steps between two lines.
@@ -29,7 +30,7 @@ class Log:
 
     def __init__(
         self,
-        directory: Path,
+        directory: Path | None,
         *,
         start: int,
         stop: int,
@@ -42,13 +43,16 @@ class Log:
         self._stop, self._batch_size, self._every, self._unit = stop, batch_size, every, unit
         self._suffix = f" ({protocol})" if protocol else ""
         self._since: list[Progress] = []
-        self._path = directory / "metrics.jsonl"
-        kept = [row for row in read(directory) if row["step"] <= start]
-        write_atomically(self._path, "".join(json.dumps(row) + "\n" for row in kept).encode())
-        self._file = self._path.open("a")
-        self._events = _tensorboard(directory, start)
-        self._quiet, self._bar = quiet, None
-        if sys.stderr.isatty() and not quiet:
+        self._quiet, self._bar, self._events = quiet or directory is None, None, None
+        if directory is None:
+            self._file = open(os.devnull, "w")  # noqa: SIM115
+        else:
+            path = directory / "metrics.jsonl"
+            kept = [row for row in read(directory) if row["step"] <= start]
+            write_atomically(path, "".join(json.dumps(row) + "\n" for row in kept).encode())
+            self._file = path.open("a")
+            self._events = _tensorboard(directory, start)
+        if sys.stderr.isatty() and not self._quiet:
             from tqdm import tqdm
 
             self._bar = tqdm(total=stop, initial=start, unit="step", dynamic_ncols=True, smoothing=0.1)

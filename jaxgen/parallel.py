@@ -87,9 +87,27 @@ def compile_steps(make_step: Callable[..., Step], template: TrainState, mesh: Me
     return split
 
 
+def local_rows(batch_size: int, mesh: Mesh) -> np.ndarray:
+    """Which examples of each batch this process reads, those of its own devices; alone, it reads them all."""
+    devices = NamedSharding(mesh, PartitionSpec("data")).addressable_devices_indices_map((batch_size,))
+    return np.unique(np.concatenate([np.arange(batch_size)[rows] for rows in devices.values()]))
+
+
 def put_chunk(batches: Mapping[str, np.ndarray], mesh: Mesh) -> Batch:
-    """Host arrays [K, B, ...] to the devices, as stored, split over B."""
-    return jax.device_put(dict(batches), NamedSharding(mesh, PartitionSpec(None, "data")))
+    """Host arrays [K, b, ...] of `local_rows` to the devices, as stored: the batches [K, B, ...], split over B."""
+    sharding = NamedSharding(mesh, PartitionSpec(None, "data"))
+    return {name: jax.make_array_from_process_local_data(sharding, array) for name, array in batches.items()}
+
+
+def put_rows(arrays: Mapping[str, np.ndarray], mesh: Mesh) -> Batch:
+    """Host arrays [B, ...], the same on every process, to the devices, split over B, a multiple of the mesh's size."""
+    sharding = NamedSharding(mesh, PartitionSpec("data"))
+    return {name: jax.make_array_from_callback(x.shape, sharding, lambda i, x=x: x[i]) for name, x in arrays.items()}
+
+
+def gathered(function: Callable[..., PyTree], mesh: Mesh) -> Callable[..., PyTree]:
+    """Compiles `function`, whose results are to be on every device, so that every process can read them."""
+    return jax.jit(function, out_shardings=NamedSharding(mesh, PartitionSpec()))
 
 
 def _shardings(template: PyTree) -> PyTree:

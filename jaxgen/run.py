@@ -12,17 +12,17 @@ import os
 import shlex
 import signal
 import sys
+import traceback
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
 import jax
-import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from jaxgen import folder, log, parallel, report
+from jaxgen import folder, log, parallel, processes, report
 from jaxgen.checkpoint import Checkpoints, restore
 from jaxgen.config import Config, check
 from jaxgen.data.source import Dataset, Spec, batch_indices, gather
@@ -34,6 +34,8 @@ from jaxgen.guard import Guard, is_finite
 from jaxgen.step import init_state, make_step
 from jaxgen.train import Hook, Progress, train
 from jaxgen.types import Batch, TrainState
+
+REPLAY = "replay.json"
 
 
 def main(
@@ -80,11 +82,26 @@ def errors_in_one_line() -> Iterator[None]:
     try:
         yield
     except (UserError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
+        _end(f"error: {error}", 1, shared=getattr(error, "shared", False))
     except KeyboardInterrupt:
-        print("stopped at once; what was saved before is whole", file=sys.stderr)
-        sys.exit(130)
+        _end("stopped at once; what was saved before is whole", 130)
+    except Exception as error:
+        if not processes.several():
+            raise
+        traceback.print_exc()
+        lost = isinstance(error, jax.errors.JaxRuntimeError)
+        _end("another process of this run may have died: see what it said" if lost else "", 1)
+
+
+def _end(line: str, status: int, *, shared: bool = False) -> NoReturn:
+    """Exits; where the others know nothing of it, without the farewell for which JAX would wait."""
+    several = processes.several()
+    if not (several and shared and not processes.is_main()):
+        print(line, file=sys.stderr, flush=True)
+    if several and not shared:
+        sys.stdout.flush()
+        os._exit(status)
+    sys.exit(status)
 
 
 def cache_compilations() -> None:
@@ -98,42 +115,60 @@ def cache_compilations() -> None:
 
 
 def run(config: Config, load: Callable, build: Callable, name: str, command: str) -> None:
-    """Trains, evaluates and reports; goes on where an earlier run of the same configuration stopped."""
+    """Trains, evaluates and reports; goes on where an earlier run of the same configuration stopped.
+
+    Every process of a run comes through here and computes the same; what is written, process 0 writes.
+    """
     check(config)
-    folder.check_writable(config.workdir)
+    processes.start(config.run.coordinator, config.run.num_processes, config.run.process_id)
+    main = processes.is_main()
+    processes.from_main(lambda: folder.check_writable(config.workdir))
     cache_compilations()
     mesh = parallel.make_mesh()
     parallel.check_batch_size(config.batch_size, config.run.accumulate, mesh)
-    data = load(config)
-    if data.notice:
+    data = processes.main_first(lambda: load(config))
+    if data.notice and main:
         print(f"notice: {data.notice}", file=sys.stderr)
     experiment = built(build, config, data.spec)
     record = folder.record_of(name, command, config, data)
-    with folder.locked(config.workdir):
-        folder.claim(config.workdir, record, overwrite=config.run.overwrite)
-        figures = _figures(config.workdir, record)
-        if figures:
-            print(f"{config.workdir} is finished: nothing left to do")
+    folder.check_alike(processes.exchange(folder.shared(record)))
+    with ExitStack() as stack:
+
+        def claim() -> dict[str, list] | None:
+            stack.enter_context(folder.locked(config.workdir))
+            folder.claim(config.workdir, record, overwrite=config.run.overwrite)
+            return _figures(config.workdir, record)
+
+        finished = processes.from_main(claim)
+        if finished:
+            figures = {name: Estimate(*value) for name, value in finished.items()}
+            if main:
+                print(f"{config.workdir} is finished: nothing left to do")
         else:
             figures = _train_and_measure(config, experiment, data, mesh, record)
-        if figures:
+        if figures and main:
+            (config.workdir / REPLAY).unlink(missing_ok=True)
             _write_report(experiment, config.workdir, record, figures)
             _summary(experiment, config, record, figures)
+        processes.exchange(None)  # nobody leaves before the report is written
 
 
 def _train_and_measure(
     config: Config, experiment: Experiment, data: Dataset, mesh: Mesh, record: folder.Record
 ) -> Figures | None:
     """The run's figures; None where a signal stopped it."""
-    directory = config.workdir
+    directory, main = config.workdir, processes.is_main()
     template = abstract_state(config, experiment.model, data.spec, mesh)
     state = initial_state(config, experiment, data, template)
     start = int(state.step)
-    if start:
+    if start and main:
         print(f"going on from step {start} in {directory}")
-    with closing(Checkpoints(directory / "checkpoints", start=start, keep=config.run.keep)) as checkpoints:
+    checkpoints = Checkpoints(
+        directory / "checkpoints", start=start, keep=config.run.keep, asynchronous=not config.run.synchronous
+    )
+    with closing(checkpoints):
         writer = log.Log(
-            directory,
+            directory if main else None,
             start=start,
             stop=config.steps,
             batch_size=config.batch_size,
@@ -145,19 +180,20 @@ def _train_and_measure(
             state, stopped = _train(config, experiment, data, mesh, template, state, checkpoints, writer)
             step = int(state.step)
             if stopped:
-                print(
-                    f"stopped and saved at step {step} of {config.steps}: the same command goes on from there"
-                    + (" without --run.overwrite" if config.run.overwrite else "")
-                )
+                again = " without --run.overwrite" if config.run.overwrite else ""
+                if main:
+                    print(f"stopped and saved at step {step} of {config.steps}: the same command goes on{again}")
                 return None
             figures = measure(experiment, evaluation_params(state), data.test)
             writer.write(step, {"figures": figures, "measured": record.config["evaluate"]})
     return figures
 
 
-def initial_state(config: Config, experiment: Experiment, data: Dataset, template: TrainState) -> TrainState:
-    """That of the newest intact checkpoint, or a fresh one."""
-    restored = restore(config.workdir / "checkpoints", template)
+def initial_state(
+    config: Config, experiment: Experiment, data: Dataset, template: TrainState, *, most: int | None = None
+) -> TrainState:
+    """That of the newest intact checkpoint, of those up to step `most`, or a fresh one."""
+    restored = restore(config.workdir / "checkpoints", template, most=most)
     if restored is not None:
         return restored
     some = batch_indices(len(data), min(len(data), 1_000), seed=config.seed, start=0, stop=1)[0]
@@ -178,11 +214,12 @@ def _train(
     """Trains, and saves the state it ends in; True where a signal ended it."""
     model, seed = experiment.model, config.seed
     split, held_out = ("validation", data.validation) if data.validation else ("test", data.test)
-    compiled_evaluate, fixed_key = jax.jit(model.evaluate), jax.random.key(0)  # the same noise at each evaluation
+    fixed_key = jax.random.key(0)  # the same noise at each evaluation
+    rows = parallel.local_rows(config.batch_size, mesh)
 
     def batches(start: int, stop: int) -> Batch:
         indices = batch_indices(len(data), config.batch_size, seed=seed, start=start, stop=stop)
-        return parallel.put_chunk(gather(data.train, indices), mesh)
+        return parallel.put_chunk(gather(data.train, indices[:, rows]), mesh)
 
     losses: dict[int, float] = {}
     guard = Guard(config.run.max_bad_steps)
@@ -193,20 +230,22 @@ def _train(
 
     def on_evaluate(step: int, state: TrainState) -> None:
         params = evaluation_params(state)
-        values = evaluate(compiled_evaluate, params, held_out, fixed_key)
+        values = evaluate(model.evaluate, params, held_out, fixed_key)
         if math.isfinite(values["loss"].mean):
             losses[step] = values["loss"].mean
         writer.metrics(step, split, {name: value.mean for name, value in values.items()})
         writer.say(f"step {step}  {split}  " + "  ".join(f"{name} {value.mean:.4g}" for name, value in values.items()))
         for caption, picture in experiment.pictures(params, held_out, fixed_key).items():
             path = config.workdir / "samples" / f"{caption.replace(' ', '_')}_{step:07d}.png"
-            write_atomically(path, report.png(picture))
+            if processes.is_main():
+                write_atomically(path, report.png(picture))
 
     def on_progress(progress: Progress) -> None:
         writer.progress(progress)
         guard.progress(progress)
 
-    with _stop_on_signal() as signalled:
+    with _stop_on_signal() as asked:
+        signalled = processes.any_process(asked, mesh)
         state = train(
             state,
             parallel.compile_steps(
@@ -231,11 +270,12 @@ def _train(
             on_progress=on_progress,
             should_stop=lambda: signalled() or guard.full,
         )
-        on_checkpoint(int(state.step), state)
+        step = int(state.step)
+        on_checkpoint(step, state)
         checkpoints.wait()
         if guard.full or not is_finite(state.params):
             _stop_for_bad_numbers(config, guard)
-        return state, signalled()
+        return state, step < config.steps
 
 
 def _stop_for_bad_numbers(config: Config, guard: Guard) -> NoReturn:
@@ -243,11 +283,14 @@ def _stop_for_bad_numbers(config: Config, guard: Guard) -> NoReturn:
     where = (
         f"{guard.count} steps in a row were not finite: {guard.what}" if guard.count else "parameters are not finite"
     )
-    if not config.run.guard:
-        raise UserError(f"{where}. {advice}; --run.guard leaves such steps out and can tell where they come from")
-    write_atomically(config.workdir / "replay.json", json.dumps({"step": guard.first}).encode())
+    if not (config.run.guard and guard.count):
+        advice = f"{advice}; --run.guard leaves such steps out and can tell where they come from"
+        raise UserError(f"{where}. {advice}", shared=True)
+    if processes.is_main():
+        write_atomically(config.workdir / REPLAY, json.dumps({"step": guard.first}).encode())
     command = f"python -m jaxgen replay {shlex.quote(str(config.workdir))}"
-    raise UserError(f"{where}. They were left out; to see the operation that went wrong: {command}. {advice}")
+    message = f"{where}. They were left out; to see the operation that went wrong: {command}. {advice}"
+    raise UserError(message, shared=True)
 
 
 def replay(config: Config, experiment: Experiment, data: Dataset) -> str:
@@ -258,18 +301,39 @@ def replay(config: Config, experiment: Experiment, data: Dataset) -> str:
     """
     from jax.experimental import checkify
 
-    path = config.workdir / "replay.json"
-    if not path.exists():
-        raise UserError(f"{config.workdir} has nothing to replay: no run with --run.guard was stopped there")
-    step = int(json.loads(path.read_text())["step"])
-    template = abstract_state(config, experiment.model, data.spec, parallel.make_mesh())
-    state = initial_state(config, experiment, data, template).replace(step=jnp.int32(step))
-    indices = batch_indices(len(data), config.batch_size, seed=config.seed, start=step, stop=step + 1)[0]
-    step_once = make_step(experiment.model, accumulate=config.run.accumulate)
-    checked = checkify.checkify(step_once, errors=checkify.float_checks)
-    error, _ = jax.jit(checked)(state, gather(data.train, indices))
-    message = error.get()
-    return f"step {step}: {message or 'nothing went wrong this time; the run may have been on another platform'}"
+    path = config.workdir / REPLAY
+    try:
+        step = int(json.loads(path.read_text())["step"])
+    except FileNotFoundError:
+        raise UserError(f"{config.workdir} has nothing to replay: no run with --run.guard was stopped there") from None
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f"{path} is not what a run wrote: let the run stop again") from None
+    mesh = parallel.make_mesh()
+    template = abstract_state(config, experiment.model, data.spec, mesh)
+    state = initial_state(config, experiment, data, template, most=step)
+    update = partial(make_step, experiment.model, ema_decay=config.optimizer.ema_decay)
+
+    def batch(step: int) -> Batch:
+        return gather(
+            data.train, batch_indices(len(data), config.batch_size, seed=config.seed, start=step, stop=step + 1)[0]
+        )
+
+    again = jax.jit(update(accumulate=config.run.accumulate, guard=True))
+    for earlier in range(int(state.step), step):  # the steps between the checkpoint and the one that went wrong
+        state, _ = again(state, batch(earlier))
+    checked = checkify.checkify(update(accumulate=config.run.accumulate), errors=checkify.float_checks)
+    error, _ = jax.jit(checked)(state, batch(step))
+    return f"step {step}: {error.get() or _overflow(update(), state, batch(step))}"
+
+
+def _overflow(step: Callable, state: TrainState, batch: Batch) -> str:
+    """Checkify watches for NaN only: where there was none, a number became too large."""
+    try:
+        with jax.debug_infs(True):
+            jax.block_until_ready(jax.jit(step)(state, batch))
+    except FloatingPointError as error:
+        return str(error).splitlines()[0]
+    return "nothing went wrong this time; the run may have been on another platform"
 
 
 @contextmanager
@@ -291,12 +355,10 @@ def _stop_on_signal() -> Iterator[Callable[[], bool]]:
             signal.signal(number, handler)
 
 
-def _figures(directory: Path, record: folder.Record) -> Figures | None:
-    """The figures of a finished run, if they were measured as is wished now."""
-    for row in reversed(log.read(directory)):
-        if row.get("measured") == record.config["evaluate"]:
-            return {name: Estimate(*value) for name, value in row["figures"].items()}
-    return None
+def _figures(directory: Path, record: folder.Record) -> dict[str, list] | None:
+    """(mean, error) of each figure of a finished run, if they were measured as is wished now."""
+    rows = (row for row in reversed(log.read(directory)) if row.get("measured") == record.config["evaluate"])
+    return next((row["figures"] for row in rows), None)
 
 
 def _write_report(experiment: Experiment, directory: Path, record: folder.Record, figures: Figures) -> None:
