@@ -57,6 +57,7 @@ def main(
     name = Path(file).stem
     with errors_in_one_line():
         config = parse(name, sys.modules[build.__module__].__doc__ or "", default, named or {}, sys.argv[1:])
+        processes.start(config.run.coordinator, config.run.num_processes, config.run.process_id)
         run(config, load, build, name, shlex.join(["python", *sys.orig_argv[1:]]))
 
 
@@ -120,7 +121,6 @@ def run(config: Config, load: Callable, build: Callable, name: str, command: str
     Every process of a run comes through here and computes the same; what is written, process 0 writes.
     """
     check(config)
-    processes.start(config.run.coordinator, config.run.num_processes, config.run.process_id)
     main = processes.is_main()
     processes.from_main(lambda: folder.check_writable(config.workdir))
     cache_compilations()

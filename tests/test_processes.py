@@ -1,0 +1,269 @@
+"""Several real processes on loopback: the same training, stopped together, killed, gone on with by other numbers."""
+
+import json
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from jaxgen import log
+from jaxgen.checkpoint import saved_steps
+
+WORKER = str(Path(__file__).with_name("worker.py"))
+TINY = ["--data.name", "mnist_5k", "--model.hidden", "8", "--model.latents", "2", "--batch-size", "16"]
+TINY += ["--evaluate.nll-samples", "2", "--run.log-every", "20", "--run.chunk", "10"]
+LIMIT = 240  # seconds until a process counts as hanging
+
+
+@pytest.fixture(scope="session")
+def environment(tmp_path_factory):
+    """For child processes: a compilation cache that they share."""
+    return os.environ | {"JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("cache"))}
+
+
+def address() -> str:
+    """A port that is free now."""
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return f"127.0.0.1:{s.getsockname()[1]}"
+
+
+@contextmanager
+def started(commands: list[list[str]], environment: dict[str, str], devices: int = 1) -> Iterator[list]:
+    """The commands as processes, of which none outlives the test."""
+    environment = environment | {"JAX_NUM_CPU_DEVICES": str(devices), "PYTHONUNBUFFERED": "1"}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    running = [subprocess.Popen([sys.executable, *command], env=environment, **pipes) for command in commands]
+    try:
+        yield running
+    finally:
+        for process in running:
+            process.kill()
+            process.wait()
+            process.stdout.close()
+
+
+def finish(running: list, status: int | None = 0, limit: float = LIMIT) -> list[str]:
+    """What each of them printed, once all have ended; `status` None allows any but 0."""
+    outputs = [process.communicate(timeout=limit)[0] for process in running]
+    for process, output in zip(running, outputs, strict=True):
+        assert process.returncode == status if status is not None else process.returncode != 0, output
+    return outputs
+
+
+def joined(command: list[str], count: int) -> list[list[str]]:
+    """The command for each of so many processes."""
+    where = ["--run.coordinator", address(), "--run.num-processes", str(count)]
+    return [[*command, *where, "--run.process-id", str(i)] for i in range(count)] if count > 1 else [command]
+
+
+def until(process, text: str) -> list[str]:
+    """Reads what the process prints up to a line that starts with `text`."""
+    lines = []
+    for line in process.stdout:
+        lines.append(line)
+        if line.startswith(text):
+            return lines
+    raise AssertionError(f"no line {text!r} in {''.join(lines)}")
+
+
+def vae_mnist(workdir: Path, *flags: str) -> list[str]:
+    return ["-m", "experiments.vae_mnist", *TINY, "--workdir", str(workdir), *flags]
+
+
+def parameters(environment, tmp_path: Path, count: int, devices: int, sharding="replicated", how="jit") -> dict:
+    """Parameters after 20 steps on so many processes of so many devices."""
+    out, where = tmp_path / f"{len(list(tmp_path.iterdir()))}.npz", address()
+    several = [[where, str(count), str(i)] if count > 1 else [] for i in range(count)]
+    commands = [[WORKER, "train", str(out), sharding, how, *given] for given in several]
+    with started(commands, environment, devices) as running:
+        finish(running)
+    return dict(np.load(out))
+
+
+def largest_difference(one: dict, other: dict) -> float:
+    assert one.keys() == other.keys()
+    return max(np.abs(one[name] - other[name]).max() for name in one)
+
+
+def test_processes_and_devices_agree_and_the_same_twice_is_the_same(environment, tmp_path, record_property):
+    alone = parameters(environment, tmp_path, 1, 1)
+    assert max(np.abs(x).max() for x in alone.values()) > 0.1
+    two_by_two = parameters(environment, tmp_path, 2, 2)
+    for name, other in {
+        "1 x 4": parameters(environment, tmp_path, 1, 4),
+        "2 x 2": two_by_two,
+        "4 x 1": parameters(environment, tmp_path, 4, 1),
+        "2 x 2, fsdp": parameters(environment, tmp_path, 2, 2, sharding="fsdp"),
+    }.items():
+        difference = largest_difference(alone, other)
+        record_property(name, difference)
+        print(name, difference)
+        assert difference <= 1e-6, name
+    assert largest_difference(two_by_two, parameters(environment, tmp_path, 2, 2)) == 0
+    mapped = parameters(environment, tmp_path, 2, 2, how="shard_map")
+    assert largest_difference(mapped, parameters(environment, tmp_path, 1, 4, how="shard_map")) <= 1e-6
+
+
+def test_stopped_together_and_gone_on_with_by_other_numbers_of_processes(environment, tmp_path):
+    """2 processes, then 1, then 4 devices: each example once in an epoch; and the same end as undisturbed."""
+    folder, seen = tmp_path / "run", tmp_path / "seen"
+    seen.mkdir()
+    flags = ["--steps", "500", "--run.checkpoint-every", "1000", "--workdir", str(folder)]
+    command = [WORKER, "record", str(seen), *TINY, *flags]
+    ends = [0]
+    for count, devices, line in ((2, 1, "step 100/"), (1, 1, "step 240/"), (1, 4, None)):
+        with started(joined(command, count), environment, devices) as running:
+            if line:
+                until(running[0], line)
+                running[-1].send_signal(signal.SIGTERM)
+            output = finish(running)[0]
+        if line:
+            assert "stopped and saved at step" in output
+            ends.append(saved_steps(folder / "checkpoints")[-1])
+            assert ends[-1] > ends[-2]
+        else:
+            assert f"going on from step {ends[-1]}" in output
+    ends.append(500)
+
+    read = {}  # of each step: the examples that each process read, in the turn in which it was really made
+    for path in sorted(seen.iterdir()):
+        (start, stop), rows = json.loads(path.read_text())
+        count, devices = path.stem.partition("of")[2].split("-")
+        turn = [("2", "2"), ("1", "1"), ("1", "4")].index((count, devices))
+        for step in range(start, stop):
+            if ends[turn] <= step < ends[turn + 1]:
+                read.setdefault(step, []).extend(rows[step - start])
+    assert sorted(read) == list(range(500))
+    for epoch in (0, 1):  # of 4,000 examples, 250 steps of 16
+        examples = [i for step in range(250 * epoch, 250 * (epoch + 1)) for i in read[step]]
+        assert sorted(examples) == list(range(4000))
+    steps = [row["step"] for row in log.read(folder) if "train/loss (mnist_5k, dynamic binarisation)" in row]
+    assert steps == list(range(20, 501, 20))
+
+
+def test_a_stopped_run_of_two_processes_goes_on_bit_for_bit(environment, tmp_path):
+    flags = ["--steps", "240", "--run.checkpoint-every", "1000", "--run.sharding", "fsdp"]
+    flags += ["--model.hidden", "8", "--model.latents", "4"]
+    with started(joined(vae_mnist(tmp_path / "whole", *flags), 2), environment) as running:
+        finish(running)
+    command = vae_mnist(tmp_path / "stopped", *flags)
+    with started(joined(command, 2), environment) as running:
+        until(running[0], "step 60/")
+        running[1].send_signal(signal.SIGTERM)
+        outputs = finish(running)
+    assert "stopped and saved at step" in outputs[0]
+    assert "stopping after this chunk" in outputs[1]
+    assert 60 < saved_steps(tmp_path / "stopped" / "checkpoints")[-1] < 240
+    with started(joined(command, 2), environment) as running:
+        assert "going on from step" in finish(running)[0]
+    assert digests(tmp_path / "stopped", 240) == digests(tmp_path / "whole", 240)
+
+
+def digests(folder: Path, step: int) -> dict:
+    """Of every array of a checkpoint, read in a process that has as many devices as are needed."""
+    program = (
+        "import hashlib, json, sys, jax, numpy as np; from pathlib import Path; from jaxgen import folder, parallel;"
+        "from jaxgen.checkpoint import restore; from jaxgen.experiment import abstract_state;"
+        "directory = Path(sys.argv[1]); record, module, config = folder.load_run(directory);"
+        "model = module.build(config, record.data).model;"
+        "template = abstract_state(config, model, record.data, parallel.make_mesh());"
+        "state = restore(directory / 'checkpoints', template);"
+        "state = state.replace(key=jax.random.key_data(state.key));"
+        "leaves = jax.tree.leaves_with_path(state);"
+        "print(json.dumps({jax.tree_util.keystr(p): hashlib.sha256(np.asarray(x)).hexdigest() for p, x in leaves}))"
+    )
+    result = subprocess.run([sys.executable, "-c", program, str(folder)], check=True, capture_output=True, text=True)
+    found = json.loads(result.stdout.splitlines()[-1])
+    assert saved_steps(folder / "checkpoints")[-1] == step
+    return found
+
+
+def test_processes_that_differ_are_told_apart(environment, tmp_path):
+    one, other = joined(vae_mnist(tmp_path / "run"), 2)
+    with started([one, [*other, "--seed", "1"]], environment) as running:
+        outputs = finish(running, status=1)
+    assert "error: processes 0 and 1 differ: seed is 0 and 1. Start all of them" in outputs[0]
+    assert not (tmp_path / "run" / "config.json").exists()
+    commands = joined([WORKER, "other_versions", *TINY, "--workdir", str(tmp_path / "run")], 2)
+    with started(commands, environment) as running:
+        assert "versions.flax is 0.0 and 0.1" in finish(running, status=1)[0]
+
+
+def test_an_error_of_one_process_ends_all(environment, tmp_path):
+    (tmp_path / "pictures").mkdir()  # empty
+    command = vae_mnist(tmp_path / "run", "--data.name", f"folder:{tmp_path / 'pictures'}", "--data.strict")
+    with started(joined(command, 2), environment) as running:
+        outputs = finish(running, status=1)
+    assert sum(output.count("error:") for output in outputs) == 1
+
+
+def test_a_process_that_dies_without_a_word_stops_the_others(environment, tmp_path):
+    command = vae_mnist(tmp_path / "run", "--steps", "1000000")
+    with started(joined(command, 2), environment) as running:
+        until(running[0], "step 40/")
+        running[1].kill()
+        died = time.monotonic()
+        finish(running[:1], status=None, limit=60)
+        print(f"the other stopped after {time.monotonic() - died:.1f} s")
+
+
+def test_slurm_is_found(environment, tmp_path):
+    """Processes that were given nothing but what srun sets."""
+    slurm = {"SLURM_JOB_ID": str(random.randrange(10**6)), "SLURM_STEP_NODELIST": "localhost", "SLURM_NTASKS": "2"}
+    command, commands = vae_mnist(tmp_path / "run", "--steps", "20"), []
+    for i in range(2):
+        given = slurm | {"SLURM_PROCID": str(i), "SLURM_LOCALID": str(i), "SLURM_STEP_NUM_NODES": "1"}
+        commands.append(["-c", f"import os, runpy, sys; os.environ.update({given}); sys.argv = sys.argv[1:];"
+                         "sys.orig_argv = sys.argv; runpy.run_module(sys.argv[0], run_name='__main__', alter_sys=True)",
+                         *command[1:]])  # fmt: skip
+    with started(commands, environment) as running:
+        assert "20 steps on 2 x cpu" in finish(running)[0]
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["--run.process-id", "1"], "several processes need --run.coordinator HOST:PORT"),
+        (["--run.coordinator", "nowhere", "--run.num-processes", "2", "--run.process-id", "1"], "expected HOST:PORT"),
+        (["--run.coordinator", "a:1", "--run.num-processes", "2", "--run.process-id", "2"], "expected 0 to 1"),
+    ],
+)
+def test_a_mistake_in_the_address_is_one_clear_line(environment, tmp_path, given, message):
+    with started([vae_mnist(tmp_path / "run", *given)], environment) as running:
+        (output,) = finish(running, status=1)
+    assert message in output
+    assert len(output.splitlines()) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("count", "flags"), [(1, []), (1, ["--run.synchronous"]), (2, [])])
+def test_killed_twenty_times_no_saved_step_is_lost(environment, tmp_path, count, flags):
+    """Kill -9 of all processes, at random moments; the end is that of the undisturbed run."""
+    flags = [*flags, "--steps", "20000", "--run.checkpoint-every", "100", "--run.log-every", "100"]
+    with started(joined(vae_mnist(tmp_path / "whole", *flags), count), environment) as running:
+        finish(running)
+    folder, moments, kills = tmp_path / "killed", random.Random(0), 0
+    while kills < 20:
+        before = saved_steps(folder / "checkpoints")
+        with started(joined(vae_mnist(folder, *flags), count), environment) as running:
+            lines = until(running[0], "step ")
+            if before:
+                assert any(f"going on from step {before[-1]} " in line for line in lines), lines
+            try:
+                running[0].wait(timeout=moments.uniform(0, 0.7))
+                raise AssertionError("the run was over before it was killed often enough")
+            except subprocess.TimeoutExpired:
+                kills += 1
+    with started(joined(vae_mnist(folder, *flags), count), environment) as running:
+        finish(running)
+    assert digests(folder, 20000) == digests(tmp_path / "whole", 20000)

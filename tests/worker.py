@@ -1,0 +1,86 @@
+"""What tests start as a process of its own: `python worker.py WHAT ...`, one of several on loopback."""
+
+import json
+import sys
+from functools import partial
+from pathlib import Path
+
+import jax
+import numpy as np
+import optax
+
+from jaxgen import parallel, processes, run
+from jaxgen.data.source import batch_indices
+from jaxgen.models.vae import vae
+from jaxgen.step import init_state, make_step
+
+
+def train(out: str, sharding: str, how: str, *address: str) -> None:
+    """20 steps under SGD, from a global batch of which each process reads its part; process 0 saves the parameters."""
+    from jaxgen.data.decode import to_uint8, to_unit
+    from jaxgen.distributions import bernoulli
+    from jaxgen.networks.mlp import MLP
+
+    processes.start(*address[:1], *map(int, address[1:]))
+    data = {"image": np.random.default_rng(0).integers(0, 256, (48, 6, 6, 1), np.uint8)}
+    model = vae(
+        encoders=[MLP((16,), (8,), event=3)],
+        decoders=[MLP((16,), (6, 6, 1))],
+        latents=[4],
+        likelihood=bernoulli(),
+        observe=lambda batch, key: to_unit(batch["image"]),
+        store=to_uint8,
+        optimizer=optax.sgd(1e-2, momentum=0.9),
+    )
+    mesh = parallel.make_mesh()
+    first = {name: array[:8] for name, array in data.items()}
+    init = partial(init_state, model)
+    template = jax.eval_shape(init, jax.random.key(0), first)
+    template = parallel.sharded(template, mesh, fsdp=sharding == "fsdp")
+    state = parallel.compile_init(init, template)(jax.random.key(0), first)
+    steps = parallel.compile_steps(partial(make_step, model, guard=True), template, mesh, how)
+    rows = parallel.local_rows(8, mesh)
+    for start in (0, 10):
+        indices = batch_indices(48, 8, seed=0, start=start, stop=start + 10)[:, rows]
+        state, _ = steps(state, parallel.put_chunk({"image": data["image"][indices]}, mesh))
+    params = parallel.gathered(lambda state: state.params, mesh)(state)
+    if processes.is_main():
+        flat = {jax.tree_util.keystr(path): np.asarray(x) for path, x in jax.tree.leaves_with_path(params)}
+        np.savez(out, **flat)
+    assert processes.exchange(jax.process_index()) == list(range(jax.process_count()))
+
+
+def record(folder: str, *arguments: str) -> None:
+    """`python -m experiments.vae_mnist`, writing down which examples of which steps this process reads."""
+    from experiments import vae_mnist
+
+    asked: list[tuple[int, int]] = []
+
+    def indices(*args, start: int, stop: int, **options):
+        asked.append((start, stop))
+        return batch_indices(*args, start=start, stop=stop, **options)
+
+    def gather(arrays, rows):
+        if rows.ndim == 2:  # a chunk of batches, not the examples that the initialisation sees
+            name = f"{asked[-1][0]:06d}-{jax.process_index()}of{jax.process_count()}-{jax.device_count()}.json"
+            Path(folder, name).write_text(json.dumps([asked[-1], rows.tolist()]))
+        return {name: np.take(array, rows, axis=0) for name, array in arrays.items()}
+
+    run.batch_indices, run.gather = indices, gather
+    sys.argv = ["vae_mnist", *arguments]
+    run.main("vae_mnist.py", vae_mnist.Config(), vae_mnist.load, vae_mnist.build, vae_mnist.NAMED)
+
+
+def other_versions(*arguments: str) -> None:
+    """`python -m experiments.vae_mnist`, with packages of another version on process 1."""
+    from experiments import vae_mnist
+    from jaxgen import folder
+
+    versions = folder.versions
+    folder.versions = lambda: versions() | {"flax": f"0.{jax.process_index()}"}
+    sys.argv = ["vae_mnist", *arguments]
+    run.main("vae_mnist.py", vae_mnist.Config(), vae_mnist.load, vae_mnist.build, vae_mnist.NAMED)
+
+
+if __name__ == "__main__":
+    {"train": train, "record": record, "other_versions": other_versions}[sys.argv[1]](*sys.argv[2:])
