@@ -5,6 +5,7 @@ Each comparison takes turns within one process, since machines drift; the ratio 
   vae      training through the real loop (log, checkpoints, next batches) against a bare lax.scan
   conv     a convolutional VAE with this project's convolutions against the same with those of lax
   nll      importance-sampled test likelihood against a bare loop over chunks
+  cost     the same loop with guard, log and checkpoints against the same without, one by one and together
   run      the default run: seconds and memory
   compile  start of a process with an empty compilation cache against one with a full cache
 """
@@ -32,11 +33,12 @@ from jaxgen.data.decode import to_uint8, to_unit
 from jaxgen.data.source import batch_indices, gather
 from jaxgen.distributions import bernoulli
 from jaxgen.evaluate import importance_weighted_nll
+from jaxgen.guard import Guard
 from jaxgen.models.vae import vae
 from jaxgen.networks import conv, convolution
 from jaxgen.networks.mlp import MLP
 from jaxgen.step import init_state, make_step, scan_steps
-from jaxgen.train import Hook, train
+from jaxgen.train import Hook, Progress, train
 
 CHUNK = 50
 
@@ -64,13 +66,8 @@ def bare_dense(params, x):
 
 def benchmark_vae(turns: int = 7, steps: int = 1000, batch_size: int = 128) -> dict:
     """784-400-20-400-784, Adam, float32, intensities as targets as in pytorch/examples."""
-    arrays = load_images("mnist_5k").train
+    arrays, model, state = load_images("mnist_5k").train, *ready_to_train()
     count = len(arrays["image"])
-    mesh = parallel.make_mesh()
-    model = mlp_vae((400,), 20)
-    init = partial(init_state, model)
-    template = parallel.sharded(jax.eval_shape(init, jax.random.key(0), arrays), mesh)
-    state = parallel.compile_init(init, template)(jax.random.key(0), arrays)
 
     # Bare: everything on the device, nothing but the equations.
     optimizer = optax.adam(1e-3)
@@ -103,30 +100,65 @@ def benchmark_vae(turns: int = 7, steps: int = 1000, batch_size: int = 128) -> d
             carry, value = bare_steps(carry, chunk)
         value.block_until_ready()
 
-    compiled = parallel.compile_steps(partial(make_step, model), template, mesh)
+    with tempfile.TemporaryDirectory() as folder:
+        real = real_loop(Path(folder), model, state, steps=steps, batch_size=batch_size, logs=True, saves=True)
+        return take_turns({"real loop": real, "bare scan": bare}, turns, steps * batch_size)
+
+
+def benchmark_cost(turns: int = 7, steps: int = 2000, batch_size: int = 128) -> dict:
+    """784-400-20-400-784 as above; a log line every 100 steps, a checkpoint every 1,000."""
+    parts = {
+        "all of them": ("guarded", "logs", "saves"),
+        "guard": ["guarded"],
+        "log": ["logs"],
+        "checkpoints": ["saves"],
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        tasks = {}
+        for name, options in {"none": (), **parts}.items():
+            model, state = ready_to_train()
+            tasks[name] = real_loop(
+                Path(folder, name), model, state, steps=steps, batch_size=batch_size, **dict.fromkeys(options, True)
+            )
+        return take_turns(tasks, turns, steps * batch_size)
+
+
+def ready_to_train() -> tuple:
+    """The model 784-400-20-400-784, and its state."""
+    model = mlp_vae((400,), 20)
+    return model, init_state(model, jax.random.key(0), load_images("mnist_5k").train)
+
+
+def real_loop(folder: Path, model, state, *, steps: int, batch_size: int, guarded=False, logs=False, saves=False):
+    """A function that trains so many steps more, as `jaxgen.run` does."""
+    arrays, mesh = load_images("mnist_5k").train, parallel.make_mesh()
+    count = len(arrays["image"])
+    template = parallel.sharded(jax.eval_shape(lambda: state), mesh)
+    compiled = parallel.compile_steps(partial(make_step, model, guard=guarded), template, mesh)
+    folder.mkdir(exist_ok=True)
+    writer = log.Log(folder, start=0, stop=10**9, batch_size=batch_size, every=100, protocol="", quiet=True)
+    checkpoints, guard = Checkpoints(folder / "checkpoints"), Guard(20)
 
     def batches(start: int, stop: int):
         return parallel.put_chunk(
             gather(arrays, batch_indices(count, batch_size, seed=0, start=start, stop=stop)), mesh
         )
 
-    with tempfile.TemporaryDirectory() as folder:
-        last = (turns + 1) * steps
-        writer = log.Log(
-            Path(folder), start=0, stop=last, batch_size=batch_size, every=100, protocol="no binarisation", quiet=True
-        )
-        checkpoints = Checkpoints(Path(folder, "checkpoints"))
+    def on_progress(progress: Progress) -> None:
+        if logs:
+            writer.progress(progress)
+        if guarded:
+            guard.progress(progress)
 
-        def real() -> None:
-            nonlocal state
-            stop = int(state.step) + steps
-            hooks = [Hook(steps, checkpoints.save)]
-            state = train(state, compiled, batches, stop=stop, chunk=CHUNK, hooks=hooks, on_progress=writer.progress)
+    def run() -> None:
+        nonlocal state
+        stop = int(state.step) + steps
+        hooks = [Hook(1000, checkpoints.save)] if saves else []
+        state = train(state, compiled, batches, stop=stop, chunk=CHUNK, hooks=hooks, on_progress=on_progress)
+        jax.block_until_ready(state)
+        checkpoints.wait()
 
-        rates = take_turns({"real loop": real, "bare scan": bare}, turns, steps * batch_size)
-        checkpoints.close()
-        writer.close()
-    return rates
+    return run
 
 
 def benchmark_conv(turns: int = 5, steps: int = 20, batch_size: int = 64) -> dict:

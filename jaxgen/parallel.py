@@ -26,7 +26,8 @@ def check_batch_size(batch_size: int, accumulate: int, mesh: Mesh) -> None:
         raise UserError(
             f"--batch-size {batch_size} cannot be split evenly over {mesh.size} devices"
             + (f" and --run.accumulate {accumulate}" if accumulate > 1 else "")
-            + f": use a multiple of {parts}, such as {-(-batch_size // parts) * parts}"
+            + f": use a multiple of {parts}, such as {-(-batch_size // parts) * parts}",
+            shared=True,
         )
 
 

@@ -126,6 +126,8 @@ def run(config: Config, load: Callable, build: Callable, name: str, command: str
     cache_compilations()
     mesh = parallel.make_mesh()
     parallel.check_batch_size(config.batch_size, config.run.accumulate, mesh)
+    if config.run.parallel == "pmap" and jax.process_count() > 1:
+        raise UserError("--run.parallel pmap is for one process: use jit or shard_map", shared=True)
     data = processes.main_first(lambda: load(config))
     if data.notice and main:
         print(f"notice: {data.notice}", file=sys.stderr)

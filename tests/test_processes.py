@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from experiments import vae_mnist as vae_mnist_module
 from jaxgen import log
 from jaxgen.checkpoint import saved_steps
 
@@ -217,17 +218,40 @@ def test_a_process_that_dies_without_a_word_stops_the_others(environment, tmp_pa
         print(f"the other stopped after {time.monotonic() - died:.1f} s")
 
 
-def test_slurm_is_found(environment, tmp_path):
-    """Processes that were given nothing but what srun sets."""
-    slurm = {"SLURM_JOB_ID": str(random.randrange(10**6)), "SLURM_STEP_NODELIST": "localhost", "SLURM_NTASKS": "2"}
-    command, commands = vae_mnist(tmp_path / "run", "--steps", "20"), []
-    for i in range(2):
-        given = slurm | {"SLURM_PROCID": str(i), "SLURM_LOCALID": str(i), "SLURM_STEP_NUM_NODES": "1"}
-        commands.append(["-c", f"import os, runpy, sys; os.environ.update({given}); sys.argv = sys.argv[1:];"
-                         "sys.orig_argv = sys.argv; runpy.run_module(sys.argv[0], run_name='__main__', alter_sys=True)",
-                         *command[1:]])  # fmt: skip
-    with started(commands, environment) as running:
-        assert "20 steps on 2 x cpu" in finish(running)[0]
+def test_the_slurm_script_runs_and_asks_to_be_queued_again(environment, tmp_path):
+    """With an srun that sets what Slurm's does, and an scontrol that says that it was called."""
+    script = Path(vae_mnist_module.__file__).parent / "launch" / "slurm.sbatch"
+    for name, program in {
+        "srun": 'shift; for i in 0 1; do SLURM_PROCID=$i SLURM_LOCALID=$i "$@" & done; wait',
+        "scontrol": 'echo "scontrol $*"',
+    }.items():
+        (tmp_path / name).write_text(f"#!/bin/bash\n{program}\n")
+        (tmp_path / name).chmod(0o755)
+    job = str(random.randrange(10**6))
+    slurm = {"SLURM_JOB_ID": job, "SLURM_STEP_NODELIST": "localhost", "SLURM_NTASKS": "2", "SLURM_STEP_NUM_NODES": "1"}
+    path = os.pathsep.join([str(tmp_path), str(Path(sys.executable).parent), os.environ["PATH"]])
+    environment = environment | slurm | {"PATH": path, "WORKDIR": str(tmp_path / "run"), "JAX_NUM_CPU_DEVICES": "1"}
+    command = ["bash", str(script), *TINY, "--steps", "20"]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=LIMIT)
+    assert result.returncode == 0, result.stderr
+    assert "20 steps on 2 x cpu" in result.stdout
+    assert "scontrol" not in result.stdout
+    (tmp_path / "run" / "report.html").unlink()
+    (tmp_path / "srun").write_text("#!/bin/bash\n")  # all processes were stopped, and exited in good order
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=LIMIT)
+    assert result.stdout == f"scontrol requeue {job}\n"
+
+
+def test_the_job_set_is_what_kubernetes_reads():
+    import yaml
+
+    job = yaml.safe_load((Path(vae_mnist_module.__file__).parent / "launch" / "jobset.yaml").read_text())
+    template = job["spec"]["replicatedJobs"][0]["template"]["spec"]
+    arguments = template["template"]["spec"]["containers"][0]["args"][0].split()
+    assert arguments[:4] == ["exec", "python", "-m", "experiments.vae_mnist"]
+    flags = dict(zip(arguments[4::2], arguments[5::2], strict=True))
+    assert int(flags["--run.num-processes"]) == template["parallelism"] == template["completions"]
+    assert flags["--run.coordinator"].startswith(f"{job['metadata']['name']}-workers-0-0.{job['metadata']['name']}:")
 
 
 @pytest.mark.parametrize(
