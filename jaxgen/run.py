@@ -120,7 +120,7 @@ def run(config: Config, load: Callable, build: Callable, name: str, command: str
 
     Every process of a run comes through here and computes the same; what is written, process 0 writes.
     """
-    check(config)
+    processes.main_first(lambda: check(config))
     main = processes.is_main()
     processes.from_main(lambda: folder.check_writable(config.workdir))
     cache_compilations()
@@ -131,7 +131,7 @@ def run(config: Config, load: Callable, build: Callable, name: str, command: str
     data = processes.main_first(lambda: load(config))
     if data.notice and main:
         print(f"notice: {data.notice}", file=sys.stderr)
-    experiment = built(build, config, data.spec)
+    experiment = processes.main_first(lambda: built(build, config, data.spec))
     record = folder.record_of(name, command, config, data)
     folder.check_alike(processes.exchange(folder.shared(record)))
     with ExitStack() as stack:
