@@ -114,7 +114,7 @@ def build(config: Config, spec: Spec) -> Experiment:
         raise UserError(f"--temperature {config.sample.temperature}: expected at least 0")
     decode = dynamic_binarize if spec.binarization == "dynamic" else to_unit
     model = vae(
-        **networks(shape, options),
+        **networks(shape, options, config.run.dtype),
         likelihood=likelihoods()[options.likelihood],
         observe=lambda batch, key: decode(batch["image"], key),
         store=to_uint8,
@@ -125,6 +125,7 @@ def build(config: Config, spec: Spec) -> Experiment:
         warmup_steps=options.warmup_steps,
         free_bits=options.free_bits,
         num_classes=len(spec.classes) if options.conditional else 0,
+        remat=config.run.remat,
     )
     protocol = f"{spec.name}, {spec.binarization.replace('none', 'no')} binarisation"
     if options.likelihood != "bernoulli":
@@ -132,7 +133,7 @@ def build(config: Config, spec: Spec) -> Experiment:
     return experiment(model, config, protocol)
 
 
-def networks(shape: tuple[int, ...], options: ModelConfig) -> dict:
+def networks(shape: tuple[int, ...], options: ModelConfig, dtype: str) -> dict:
     """Encoders and decoders, sized by the shape [H, W, C] of one image."""
     width = likelihoods()[options.likelihood].width
     output = (*shape[:-1], shape[-1] * width)
@@ -144,17 +145,18 @@ def networks(shape: tuple[int, ...], options: ModelConfig) -> dict:
     if options.network == "conv":
         if len(options.latents) > 1:
             raise UserError("--model.network conv has one stochastic layer: give one number of --model.latents")
-        encoders = [conv.Encoder(hidden=options.hidden[0], outputs=2 * options.latents[0])]
+        encoders = [conv.Encoder(hidden=options.hidden[0], outputs=2 * options.latents[0], dtype=dtype)]
         return {
             "encoders": encoders,
-            "decoders": [conv.Decoder(hidden=options.hidden[0], shape=output)],
+            "decoders": [conv.Decoder(hidden=options.hidden[0], shape=output, dtype=dtype)],
             "latents": options.latents,
         }
     encoders, decoders = [], []
     for layer, (hidden, latents) in enumerate(zip(options.hidden, options.latents, strict=True)):
         below = (2 * options.latents[layer - 1],) if layer else output
-        encoders.append(mlp.MLP((hidden,) * options.depth, (2 * latents,), event=1 if layer else len(shape)))
-        decoders.append(mlp.MLP((hidden,) * options.depth, below))
+        event = 1 if layer else len(shape)
+        encoders.append(mlp.MLP((hidden,) * options.depth, (2 * latents,), event=event, dtype=dtype))
+        decoders.append(mlp.MLP((hidden,) * options.depth, below, dtype=dtype))
     return {"encoders": encoders, "decoders": decoders, "latents": options.latents}
 
 

@@ -31,6 +31,8 @@ class Sample:
     """The picture to write."""
     seed: int = 0
     """The same seed gives the same samples."""
+    member: int = 0
+    """Which model, of a run that trained several --seeds."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,7 @@ def sample(directory: Path, args: list[str]) -> None:
     import jax
 
     from jaxgen import folder, report
-    from jaxgen.experiment import built, draw, restore_params
+    from jaxgen.experiment import built, draw, members, restore_params
     from jaxgen.run import cache_compilations
 
     record, module, config = folder.load_run(directory)
@@ -72,10 +74,14 @@ def sample(directory: Path, args: list[str]) -> None:
         raise UserError(f"--num {own.num}: expected at least 1")
     if own.seed < 0:
         raise UserError(f"--seed {own.seed}: expected at least 0")
+    if not 0 <= own.member < config.seeds:
+        raise UserError(
+            f"--member {own.member}: expected 0 to {config.seeds - 1}, since the run has --seeds {config.seeds}"
+        )
     cache_compilations()
     experiment = built(module.build, replace(config, sample=controls), record.data)
     step, params = restore_params(config, experiment.model, record.data)
-    images = draw(experiment, params, jax.random.key(own.seed), own.num)
+    images = draw(experiment, members(config, params)[own.member], jax.random.key(own.seed), own.num)
     try:
         write_atomically(own.out, report.png(report.grid(images)))
     except OSError as error:
@@ -92,7 +98,7 @@ def evaluate(directory: Path, args: list[str]) -> None:
     config, data = _trained_on(record, module, replace(config, evaluate=options), own.data_dir)
     experiment = built(module.build, config, record.data)
     step, params = restore_params(config, experiment.model, record.data)
-    figures = measure(experiment, params, data.test)
+    figures = measure(config, experiment, params, data.test)
     print(f"{directory} at step {step}, {record.data.name} test")
     for name, value in figures.items():
         print(f"  {name}  {value}")

@@ -161,7 +161,8 @@ def _read(folder: Path, saved: dict[str, Any], template: TrainState) -> TrainSta
 
     shapes = _plain(template.replace(key=jax.random.key(0)))
     everywhere = template.step.sharding  # every process and device has the key, as it has the step
-    shapes["key"] = jax.ShapeDtypeStruct(shapes["key"].shape, shapes["key"].dtype, sharding=everywhere)
+    key = jax.eval_shape(jax.random.key_data, template.key)
+    shapes["key"] = jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=everywhere)
     wanted = _shapes(shapes)
     differences = [
         f"{name} is {_shape(saved.get(name))} in the checkpoint and {_shape(wanted.get(name))} in the model"

@@ -103,6 +103,10 @@ class RunConfig:
     """Who splits the work over devices: the compiler, or a map over the parts of the batch."""
     accumulate: int = 1
     """Parts of a batch whose gradients are computed one after another: the same step in less memory."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of the networks' arithmetic; parameters, losses and the optimiser stay float32."""
+    remat: bool = False
+    """Compute activations again in the backward pass instead of keeping them: less memory, more time."""
     coordinator: str | None = None
     """HOST:PORT of process 0, where several processes are not found by JAX itself (as Slurm's and Open MPI's are)."""
     num_processes: int | None = None
@@ -129,6 +133,8 @@ class Config:
     """Run folder: everything that the run writes. The same command again goes on where it stopped."""
     seed: int = 0
     """Of all that is random: parameters, order of the data, noise."""
+    seeds: int = 1
+    """Train so many at once, of the seeds from --seed on; figures are then their mean and standard deviation."""
     steps: int = 10_000
     """Training steps."""
     batch_size: int = 128
@@ -146,6 +152,7 @@ def check(config: Config) -> None:
     for flag, value, least in (
         ("steps", config.steps, 0),
         ("seed", config.seed, 0),
+        ("seeds", config.seeds, 1),
         ("batch-size", config.batch_size, 1),
         ("run.log-every", run.log_every, 1),
         ("run.evaluate-every", run.evaluate_every, 1),
@@ -164,5 +171,7 @@ def check(config: Config) -> None:
         raise UserError(f"--optimizer.clip-norm {optimizer.clip_norm}: expected a number above 0, or None")
     if optimizer.ema_decay is not None and not 0 <= optimizer.ema_decay < 1:
         raise UserError(f"--optimizer.ema-decay {optimizer.ema_decay}: expected a number from 0 up to 1, or None")
+    if config.seeds > 1 and run.parallel != "jit":
+        raise UserError(f"--seeds {config.seeds} is trained under jit: leave out --run.parallel {run.parallel}")
     if run.sharding == "fsdp" and run.parallel != "jit":
         raise UserError(f"--run.sharding fsdp is the compiler's work: leave out --run.parallel {run.parallel}")

@@ -1,6 +1,6 @@
 """What an experiment is to a run, and what can be done with one: rebuild its state, measure it, draw from it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -14,8 +14,8 @@ from jaxgen.config import Config
 from jaxgen.data.source import Arrays, Spec
 from jaxgen.errors import UserError
 from jaxgen.evaluate import Estimate, evaluate
-from jaxgen.step import init_state
-from jaxgen.types import Key, Model, Params, TrainState
+from jaxgen.step import STACKED, init_state
+from jaxgen.types import Batch, Key, Model, Params, TrainState
 
 Figures = dict[str, Estimate]
 
@@ -57,10 +57,34 @@ def restore_params(config: Config, model: Model, spec: Spec) -> tuple[int, Param
 
 def abstract_state(config: Config, model: Model, spec: Spec, mesh: Mesh) -> TrainState:
     """The shapes of a state, known without any data, and where its arrays are to live."""
-    batch = {name: jax.ShapeDtypeStruct((1, *shape), dtype) for name, (shape, dtype) in spec.entries.items()}
-    init = partial(init_state, model, ema=config.optimizer.ema_decay is not None)
-    shapes = jax.eval_shape(init, jax.random.key(0), batch)
+    leading = (1,) if config.seeds == 1 else (config.seeds, 1)
+    batch = {name: jax.ShapeDtypeStruct((*leading, *shape), dtype) for name, (shape, dtype) in spec.entries.items()}
+    shapes = jax.eval_shape(initializer(config, model), batch)
     return parallel.sharded(shapes, mesh, fsdp=config.run.sharding == "fsdp")
+
+
+def initializer(config: Config, model: Model) -> Callable[[Batch], TrainState]:
+    """Makes of some examples the state before the first step; of several seeds, stacked, of the examples of each."""
+    init = partial(init_state, model, ema=config.optimizer.ema_decay is not None)
+    if config.seeds == 1:
+        return lambda batch: init(jax.random.key(config.seed), batch)
+    seeds = config.seed + np.arange(config.seeds)
+    return lambda batch: jax.vmap(init, out_axes=STACKED)(jax.vmap(jax.random.key)(seeds), batch)
+
+
+def members(config: Config, params: Params) -> list[Params]:
+    """The parameters of each seed."""
+    if config.seeds == 1:
+        return [params]
+    return [jax.tree.map(lambda x, i=i: x[i], params) for i in range(config.seeds)]
+
+
+def over_members(values: Sequence[Figures]) -> Figures:
+    """The figures of the one seed; of several their means, and standard deviations in the place of errors."""
+    if len(values) == 1:
+        return values[0]
+    each = {name: np.array([value[name].mean for value in values]) for name in values[0]}
+    return {name: Estimate(float(x.mean()), float(x.std(ddof=1))) for name, x in each.items()}
 
 
 def evaluation_params(state: TrainState) -> Params:
@@ -73,8 +97,15 @@ def _same(params: Params) -> Params:
     return params
 
 
-def measure(experiment: Experiment, params: Params, arrays: Arrays) -> Figures:
-    """The experiment's figures, with a bar while they take their time."""
+def measure(config: Config, experiment: Experiment, params: Params, arrays: Arrays) -> Figures:
+    """The experiment's figures, of one seed or over several."""
+    figures = over_members([_measure(experiment, member, arrays) for member in members(config, params)])
+    suffix = f", mean ± standard deviation of {config.seeds} seeds" if config.seeds > 1 else ""
+    return {name + suffix: value for name, value in figures.items()}
+
+
+def _measure(experiment: Experiment, params: Params, arrays: Arrays) -> Figures:
+    """With a bar while it takes its time."""
     key = jax.random.key(0)
     if experiment.measure is None:
         means = evaluate(experiment.model.evaluate, params, arrays, key)

@@ -138,8 +138,9 @@ def identity(record: Record) -> dict[str, Any]:
     """What two runs must share for one to go on from the other; how a run is watched and measured is not part of it."""
     config = {k: v for k, v in record.config.items() if k not in ("workdir", "run", "evaluate", "sample")}
     config["data"] = {k: v for k, v in config["data"].items() if k not in ("dir", "strict", "name")}
-    run = record.config.get("run", {})  # these two decide who draws which noise
-    config["run"] = {"accumulate": run.get("accumulate", 1), "parallel": run.get("parallel", "jit")}
+    run = record.config.get("run", {})  # of which these decide what is computed, and who draws which noise
+    as_before = {"accumulate": 1, "parallel": "jit", "dtype": "float32"}
+    config["run"] = {name: run.get(name, default) for name, default in as_before.items()}
     data = {"name": record.data.name, "digest": record.data.digest}
     return {"experiment": record.experiment} | config | {"data": config["data"] | data}
 

@@ -8,7 +8,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jaxgen.errors import UserError
-from jaxgen.step import Step, scan_steps
+from jaxgen.step import Step, over_seeds, scan_steps
 from jaxgen.types import Batch, Metrics, PyTree, TrainState
 
 How = Literal["jit", "pmap", "shard_map"]
@@ -55,7 +55,9 @@ def compile_init(init: Callable[..., TrainState], template: TrainState) -> Calla
     return jax.jit(init, out_shardings=_shardings(template))
 
 
-def compile_steps(make_step: Callable[..., Step], template: TrainState, mesh: Mesh, how: How = "jit") -> Step:
+def compile_steps(
+    make_step: Callable[..., Step], template: TrainState, mesh: Mesh, how: How = "jit", *, stacked: bool = False
+) -> Step:
     """Compiles `(state, batches) -> (state, metrics)` for chunks [K, B, ...] of steps; the old state is given up.
 
     Args:
@@ -65,14 +67,16 @@ def compile_steps(make_step: Callable[..., Step], template: TrainState, mesh: Me
       how: "jit" leaves it to the compiler how to split the work. Noise is then drawn for the global batch, so that any
         number of devices sees the same and agrees to rounding. "shard_map" and "pmap" run the same step on each
         device's part of the batch, with noise of its own.
+      stacked: the state is of several seeds, and chunks are [K, S, B, ...]; under jit only.
     """
     batches = PartitionSpec(None, "data")
     if how == "jit":
         state = _shardings(template)
         everywhere = NamedSharding(mesh, PartitionSpec())
+        step = make_step()
         return jax.jit(
-            scan_steps(make_step()),
-            in_shardings=(state, NamedSharding(mesh, batches)),
+            scan_steps(over_seeds(step) if stacked else step),
+            in_shardings=(state, _chunks(mesh, stacked)),
             out_shardings=(state, everywhere),
             donate_argnums=0,
         )
@@ -94,10 +98,17 @@ def local_rows(batch_size: int, mesh: Mesh) -> np.ndarray:
     return np.unique(np.concatenate([np.arange(batch_size)[rows] for rows in devices.values()]))
 
 
-def put_chunk(batches: Mapping[str, np.ndarray], mesh: Mesh) -> Batch:
-    """Host arrays [K, b, ...] of `local_rows` to the devices, as stored: the batches [K, B, ...], split over B."""
-    sharding = NamedSharding(mesh, PartitionSpec(None, "data"))
+def put_chunk(batches: Mapping[str, np.ndarray], mesh: Mesh, *, stacked: bool = False) -> Batch:
+    """Host arrays [K, b, ...] of `local_rows` to the devices, as stored: the batches [K, B, ...], split over B.
+
+    With `stacked` they are [K, S, b, ...], of several seeds.
+    """
+    sharding = _chunks(mesh, stacked)
     return {name: jax.make_array_from_process_local_data(sharding, array) for name, array in batches.items()}
+
+
+def _chunks(mesh: Mesh, stacked: bool) -> NamedSharding:
+    return NamedSharding(mesh, PartitionSpec(None, None, "data") if stacked else PartitionSpec(None, "data"))
 
 
 def put_rows(arrays: Mapping[str, np.ndarray], mesh: Mesh) -> Batch:

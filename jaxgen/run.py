@@ -20,18 +20,29 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 
 from jaxgen import folder, log, parallel, processes, report
 from jaxgen.checkpoint import Checkpoints, restore
 from jaxgen.config import Config, check
-from jaxgen.data.source import Dataset, Spec, batch_indices, gather
+from jaxgen.data.source import Arrays, Dataset, Spec, batch_indices, gather
 from jaxgen.errors import UserError
 from jaxgen.evaluate import Estimate, evaluate
-from jaxgen.experiment import Experiment, Figures, abstract_state, built, evaluation_params, measure
+from jaxgen.experiment import (
+    Experiment,
+    Figures,
+    abstract_state,
+    built,
+    evaluation_params,
+    initializer,
+    measure,
+    members,
+    over_members,
+)
 from jaxgen.files import write_atomically
 from jaxgen.guard import Guard, is_finite
-from jaxgen.step import init_state, make_step
+from jaxgen.step import Step, make_step, over_seeds
 from jaxgen.train import Hook, Progress, train
 from jaxgen.types import Batch, TrainState
 
@@ -186,7 +197,7 @@ def _train_and_measure(
                 if main:
                     print(f"stopped and saved at step {step} of {config.steps}: the same command goes on{again}")
                 return None
-            figures = measure(experiment, evaluation_params(state), data.test)
+            figures = measure(config, experiment, evaluation_params(state), data.test)
             writer.write(step, {"figures": figures, "measured": record.config["evaluate"]})
     return figures
 
@@ -198,9 +209,25 @@ def initial_state(
     restored = restore(config.workdir / "checkpoints", template, most=most)
     if restored is not None:
         return restored
-    some = batch_indices(len(data), min(len(data), 1_000), seed=config.seed, start=0, stop=1)[0]
-    init = partial(init_state, experiment.model, ema=config.optimizer.ema_decay is not None)
-    return parallel.compile_init(init, template)(jax.random.key(config.seed), gather(data.train, some))
+    some = chunk(config, data, 0, 1, batch_size=min(len(data), 1_000))
+    init = parallel.compile_init(initializer(config, experiment.model), template)
+    return init({name: x[0] for name, x in some.items()})
+
+
+def chunk(
+    config: Config,
+    data: Dataset,
+    start: int,
+    stop: int,
+    rows: np.ndarray | slice = slice(None),
+    *,
+    batch_size: int | None = None,
+) -> Arrays:
+    """The batches [K, B, ...] of those steps, or [K, S, B, ...] of several seeds; `rows` is a part of each batch."""
+    seeds = range(config.seed, config.seed + config.seeds)
+    size = batch_size or config.batch_size
+    each = [batch_indices(len(data), size, seed=seed, start=start, stop=stop)[:, rows] for seed in seeds]
+    return gather(data.train, np.stack(each, axis=1) if config.seeds > 1 else each[0])
 
 
 def _train(
@@ -214,14 +241,13 @@ def _train(
     writer: log.Log,
 ) -> tuple[TrainState, bool]:
     """Trains, and saves the state it ends in; True where a signal ended it."""
-    model, seed = experiment.model, config.seed
+    model, stacked = experiment.model, config.seeds > 1
     split, held_out = ("validation", data.validation) if data.validation else ("test", data.test)
     fixed_key = jax.random.key(0)  # the same noise at each evaluation
     rows = parallel.local_rows(config.batch_size, mesh)
 
     def batches(start: int, stop: int) -> Batch:
-        indices = batch_indices(len(data), config.batch_size, seed=seed, start=start, stop=stop)
-        return parallel.put_chunk(gather(data.train, indices[:, rows]), mesh)
+        return parallel.put_chunk(chunk(config, data, start, stop, rows), mesh, stacked=stacked)
 
     losses: dict[int, float] = {}
     guard = Guard(config.run.max_bad_steps)
@@ -231,13 +257,13 @@ def _train(
             checkpoints.save(step, state, losses.get(step))
 
     def on_evaluate(step: int, state: TrainState) -> None:
-        params = evaluation_params(state)
-        values = evaluate(model.evaluate, params, held_out, fixed_key)
+        each = members(config, evaluation_params(state))
+        values = over_members([evaluate(model.evaluate, params, held_out, fixed_key) for params in each])
         if math.isfinite(values["loss"].mean):
             losses[step] = values["loss"].mean
         writer.metrics(step, split, {name: value.mean for name, value in values.items()})
         writer.say(f"step {step}  {split}  " + "  ".join(f"{name} {value.mean:.4g}" for name, value in values.items()))
-        for caption, picture in experiment.pictures(params, held_out, fixed_key).items():
+        for caption, picture in experiment.pictures(each[0], held_out, fixed_key).items():
             path = config.workdir / "samples" / f"{caption.replace(' ', '_')}_{step:07d}.png"
             if processes.is_main():
                 write_atomically(path, report.png(picture))
@@ -261,6 +287,7 @@ def _train(
                 template,
                 mesh,
                 config.run.parallel,
+                stacked=stacked,
             ),
             batches,
             stop=config.steps,
@@ -310,15 +337,15 @@ def replay(config: Config, experiment: Experiment, data: Dataset) -> str:
         raise UserError(f"{config.workdir} has nothing to replay: no run with --run.guard was stopped there") from None
     except (ValueError, KeyError, TypeError):
         raise UserError(f"{path} is not what a run wrote: let the run stop again") from None
-    mesh = parallel.make_mesh()
-    template = abstract_state(config, experiment.model, data.spec, mesh)
+    template = abstract_state(config, experiment.model, data.spec, parallel.make_mesh())
     state = initial_state(config, experiment, data, template, most=step)
-    update = partial(make_step, experiment.model, ema_decay=config.optimizer.ema_decay)
+
+    def update(**options: Any) -> Step:
+        one = make_step(experiment.model, ema_decay=config.optimizer.ema_decay, **options)
+        return over_seeds(one) if config.seeds > 1 else one
 
     def batch(step: int) -> Batch:
-        return gather(
-            data.train, batch_indices(len(data), config.batch_size, seed=config.seed, start=step, stop=step + 1)[0]
-        )
+        return {name: x[0] for name, x in chunk(config, data, step, step + 1).items()}
 
     again = jax.jit(update(accumulate=config.run.accumulate, guard=True))
     for earlier in range(int(state.step), step):  # the steps between the checkpoint and the one that went wrong

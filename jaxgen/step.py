@@ -139,6 +139,23 @@ def scan_steps(step: Step) -> Step:
     return steps
 
 
+STACKED = TrainState(step=None, key=0, params=0, opt_state=0, ema=0)  # axes of the states of several seeds
+
+
+def over_seeds(step: Step) -> Step:
+    """The same step of several states at once, stacked along a first axis [S] as their batches [S, B, ...] are.
+
+    They share the counter of steps, so that an objective is due for all of them or for none. Metrics are means over S.
+    """
+    mapped = jax.vmap(step, in_axes=(STACKED, 0), out_axes=(STACKED, 0))
+
+    def step_all(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        state, metrics = mapped(state, batch)
+        return state, jax.tree.map(lambda m: m.mean(0), metrics)
+
+    return step_all
+
+
 def _in_parts(function: Callable[[Batch, Key], PyTree], parts: int, batch: Batch, key: Key) -> PyTree:
     """The mean of `function` over equal parts of the batch, one after another, each spread over all devices."""
     split = jax.tree.map(lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1), batch)

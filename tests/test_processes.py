@@ -107,7 +107,7 @@ def test_processes_and_devices_agree_and_the_same_twice_is_the_same(environment,
         "2 x 2, fsdp": parameters(environment, tmp_path, 2, 2, sharding="fsdp"),
     }.items():
         difference = largest_difference(alone, other)
-        record_property(name, difference)
+        record_property(name, float(difference))
         print(name, difference)
         assert difference <= 1e-6, name
     assert largest_difference(two_by_two, parameters(environment, tmp_path, 2, 2)) == 0

@@ -117,7 +117,6 @@ def test_another_configuration_is_refused_with_the_fields_that_differ(config):
 
 def test_numbers_that_are_not_finite_stop_the_run_and_can_be_replayed(config, capsys):
     diverging = flags.OptimizerConfig(learning_rate=1e30, schedule="constant")
-    config = replace(config, run=replace(config.run, guard=True))
     with pytest.raises(UserError, match=r"steps in a row were not finite: at step \d+ .*loss .*gradient norm"):
         train(replace(config, optimizer=diverging))
     capsys.readouterr()
@@ -133,6 +132,7 @@ def test_numbers_that_are_not_finite_stop_the_run_and_can_be_replayed(config, ca
 
 def test_without_a_guard_parameters_that_are_no_numbers_are_never_saved(config):
     diverging = flags.OptimizerConfig(learning_rate=1e30, schedule="constant")
+    config = replace(config, run=replace(config.run, guard=False))
     with pytest.raises(UserError, match=r"steps in a row were not finite: at step \d+ loss .*--run.guard"):
         train(replace(config, optimizer=diverging))
     assert saved_steps(config.workdir / "checkpoints") == []
@@ -291,6 +291,8 @@ def test_falls_back_and_says_so_everywhere(config, tmp_path, monkeypatch, capsys
         ({"model": vae_mnist.ModelConfig(num_samples=0)}, "num_samples is 0"),
         ({"batch_size": 0}, "--batch-size 0: expected at least 1"),
         ({"seed": -1}, "--seed -1: expected at least 0"),
+        ({"seeds": 0}, "--seeds 0: expected at least 1"),
+        ({"seeds": 2, "run": flags.RunConfig(parallel="pmap")}, "--seeds 2 is trained under jit"),
         ({"run": flags.RunConfig(chunk=0)}, "--run.chunk 0: expected at least 1"),
         ({"run": flags.RunConfig(evaluate_every=-1)}, "--run.evaluate-every -1"),
         ({"evaluate": vae_mnist.EvaluateConfig(0)}, "nll-samples 0"),
@@ -364,3 +366,24 @@ def test_an_edited_run_folder_is_refused(config, change, message):
     path.write_text(json.dumps(change(json.loads(path.read_text()))))
     with pytest.raises(UserError, match=message):
         folder.load_run(config.workdir)
+
+
+def test_several_seeds_train_at_once_as_each_alone(config, tmp_path, capsys):
+    """Seed 1 of three has the parameters that --seed 1 alone has, to rounding; the run goes on, and is sampled."""
+    # A large epsilon, since Adam makes of the rounding of a gradient near 0 a whole step.
+    config = replace(config, optimizer=flags.OptimizerConfig(epsilon=1e-2))
+    three = replace(config, seeds=3, workdir=tmp_path / "three")
+    train(three)
+    printed = capsys.readouterr().out
+    assert "mean ± standard deviation of 3 seeds" in printed
+    train(replace(config, seed=1))
+    alone, together = state_of(config.workdir), state_of(three.workdir)
+    assert int(together.step) == 120
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b[1], rtol=1e-3, atol=1e-3), alone.params, together.params)
+    assert not np.allclose(*(together.params["vae"]["decoder_1"]["Dense_0"]["kernel"][i] for i in (0, 1)), atol=1e-2)
+    out = [tmp_path / f"{i}.png" for i in range(2)]
+    for i in range(2):
+        commands.main(["sample", str(three.workdir), "--num", "4", "--member", str(i), "--out", str(out[i])])
+    assert out[0].read_bytes() != out[1].read_bytes()
+    with pytest.raises(UserError, match="--member 3: expected 0 to 2"):
+        commands.main(["sample", str(three.workdir), "--member", "3"])

@@ -6,6 +6,7 @@ import numpy as np
 import optax
 import pytest
 
+from jaxgen.config import OptimizerConfig
 from jaxgen.step import init_state, make_step, scan_steps
 from jaxgen.train import Hook, _chunks, train
 from jaxgen.types import Aux, Model, Objective
@@ -102,6 +103,22 @@ def test_moving_average():
         state, _ = step(state, BATCH)
         expected = 0.9 * expected + 0.1 * state.params["a"]["w"]
     np.testing.assert_allclose(state.ema["a"]["w"], expected, rtol=1e-6)
+
+
+def test_a_long_gradient_is_scaled_down_to_its_largest_norm():
+    """Adam would hide the length of one gradient, but not the ratio of two of them in its second moment."""
+    gradients = {"w": jnp.array([3.0, 4.0])}, {"w": jnp.array([0.3, 0.4])}
+    moments = []
+    for clip_norm in (1.0, None):
+        optimizer = OptimizerConfig(clip_norm=clip_norm).build(100)
+        states = [optimizer.update(g, optimizer.init(g))[1] for g in gradients]
+        nu = [next(s.nu["w"] for s in jax.tree.leaves(state, is_leaf=is_adam) if is_adam(s)) for state in states]
+        moments.append(nu[0] / nu[1])
+    np.testing.assert_allclose(moments, [[(1 / 0.5) ** 2] * 2, [10.0**2] * 2], rtol=1e-5)
+
+
+def is_adam(x) -> bool:
+    return isinstance(x, optax.ScaleByAdamState)
 
 
 def test_seeds_train_at_once_under_vmap():

@@ -42,14 +42,12 @@ def unit(batch, key):
 
 def linear(**options):
     return vae(
-        encoders=[Linear((2 * LATENTS,), event=3)],
-        decoders=[Linear(PIXELS)],
+        **{"encoders": [Linear((2 * LATENTS,), event=3)], "decoders": [Linear(PIXELS)]} | options,
         latents=[LATENTS],
         likelihood=normal(LOGVAR),
         observe=unit,
         store=to_uint8,
         optimizer=optax.sgd(0.01),
-        **options,
     )
 
 
@@ -94,6 +92,20 @@ def test_elbo_is_the_log_likelihood_where_the_posterior_is_exact(ppca):
     # And with the exact posterior every single weight is the likelihood: no variance at all.
     log_w = model.log_weights(exact, x, jax.random.key(4), 7)
     np.testing.assert_allclose(log_w, np.broadcast_to(log_likelihood(exact), (7, 5)), atol=1e-4)
+
+
+def test_remat_takes_the_same_gradient_in_the_memory_of_one_sample():
+    batch = {"image": jnp.arange(16 * 4, dtype=jnp.uint8).reshape(16, *PIXELS)}
+
+    def compiled(remat):
+        model = linear(num_samples=32, remat=remat, decoders=[MLP((256,), PIXELS)])
+        params = model.init(jax.random.key(0), batch)
+        gradient = jax.jit(jax.grad(lambda params: model.objectives[0].loss(params, batch, jax.random.key(1))[0]))
+        return gradient(params), gradient.lower(params).compile().memory_analysis().temp_size_in_bytes
+
+    (plain, much), (again, little) = compiled(False), compiled(True)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), plain, again)
+    assert little < much / 2
 
 
 def test_elbo_misses_the_log_likelihood_by_the_kl_to_the_true_posterior(ppca):

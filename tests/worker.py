@@ -61,7 +61,7 @@ def record(folder: str, *arguments: str) -> None:
         return batch_indices(*args, start=start, stop=stop, **options)
 
     def gather(arrays, rows):
-        if rows.ndim == 2:  # a chunk of batches, not the examples that the initialisation sees
+        if rows.shape[1] <= 16:  # a chunk of batches, not the examples that the initialisation sees
             name = f"{asked[-1][0]:06d}-{jax.process_index()}of{jax.process_count()}-{jax.device_count()}.json"
             Path(folder, name).write_text(json.dumps([asked[-1], rows.tolist()]))
         return {name: np.take(array, rows, axis=0) for name, array in arrays.items()}

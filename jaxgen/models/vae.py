@@ -73,6 +73,7 @@ def vae(
     warmup_steps: int = 0,
     free_bits: float = 0.0,
     num_classes: int = 0,
+    remat: bool = False,
 ) -> VAE:
     """A variational autoencoder of one or more stochastic layers.
 
@@ -92,6 +93,8 @@ def vae(
       free_bits: nats per latent dimension and example below which the KL is not pressed (Kingma et al. 2016, eq. 15,
         there on the mean over a minibatch; here per example, so that it does not depend on how a batch is sharded).
       num_classes: above 0, everything is conditional on `batch["label"]`.
+      remat: go through p(x | z_1) with one sample after another, and again in the backward pass: the memory of one
+        sample instead of K.
 
     Raises:
       ValueError: the networks do not fit together, or an option does not fit the objective.
@@ -148,8 +151,11 @@ def vae(
 
     def terms(params: Params, x: Array, zs, qs, condition: Array | None, *, analytic: bool = False) -> Terms:
         """The terms at given z. `analytic` takes the expectation over z_L in closed form, which lowers the variance."""
-        output = down(params, 0, zs[0], condition)
-        reconstruction = likelihood.log_prob(x, output)
+
+        def reconstruct(z: Array) -> Array:
+            return likelihood.log_prob(x, down(params, 0, z, condition))
+
+        reconstruction = jax.lax.map(jax.checkpoint(reconstruct), zs[0]) if remat else reconstruct(zs[0])
         kl = []
         for layer, (z, q) in enumerate(zip(zs, qs, strict=True)):
             if layer == top:

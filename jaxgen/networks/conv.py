@@ -1,6 +1,7 @@
 """Convolutional encoder and decoder of images of any size."""
 
 from collections.abc import Sequence
+from functools import partial
 
 import flax.linen as nn
 import jax
@@ -17,21 +18,24 @@ class Encoder(nn.Module):
       channels: after each halving.
       hidden: width of the dense layer.
       conv: makes a strided convolution.
+      dtype: of the arithmetic; parameters and output are float32.
     """
 
     outputs: int
     channels: Sequence[int] = (32, 64)
     hidden: int = 128
     conv: type[nn.Module] = Conv
+    dtype: str | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array, condition: jax.Array | None = None) -> jax.Array:
         for channels in self.channels:
-            x = nn.relu(self.conv(channels, kernel_size=4, stride=2)(x))
+            x = nn.relu(self.conv(channels, kernel_size=4, stride=2, dtype=self.dtype)(x))
         h = x.reshape(len(x), -1)
         if condition is not None:
             h = jnp.concatenate([h, condition], axis=-1)
-        return nn.Dense(self.outputs)(nn.relu(nn.Dense(self.hidden)(h)))
+        h = nn.relu(nn.Dense(self.hidden, dtype=self.dtype)(h))
+        return nn.Dense(self.outputs, dtype=self.dtype)(h).astype(jnp.float32)
 
 
 class Decoder(nn.Module):
@@ -44,6 +48,7 @@ class Decoder(nn.Module):
       hidden: width of the dense layer.
       conv_transpose: makes a transposed convolution.
       output_bias: initialiser of a bias of the whole output, called with `shape`.
+      dtype: of the arithmetic; parameters and output are float32.
     """
 
     shape: Sequence[int]
@@ -51,6 +56,7 @@ class Decoder(nn.Module):
     hidden: int = 128
     conv_transpose: type[nn.Module] = ConvTranspose
     output_bias: nn.initializers.Initializer = nn.initializers.zeros
+    dtype: str | None = None
 
     @nn.compact
     def __call__(self, z: jax.Array, condition: jax.Array | None = None) -> jax.Array:
@@ -58,11 +64,13 @@ class Decoder(nn.Module):
         leading, scale = z.shape[:-1], 2 ** len(self.channels)
         if condition is not None:
             z = jnp.concatenate([z, jnp.broadcast_to(condition, (*leading, condition.shape[-1]))], axis=-1)
-        h = nn.relu(nn.Dense(self.hidden)(z.reshape(-1, z.shape[-1])))
+        h = nn.relu(nn.Dense(self.hidden, dtype=self.dtype)(z.reshape(-1, z.shape[-1])))
         rows, columns = -(-height // scale), -(-width // scale)
-        h = nn.relu(nn.Dense(rows * columns * self.channels[0])(h)).reshape(-1, rows, columns, self.channels[0])
+        h = nn.relu(nn.Dense(rows * columns * self.channels[0], dtype=self.dtype)(h))
+        h = h.reshape(-1, rows, columns, self.channels[0])
+        up = partial(self.conv_transpose, kernel_size=4, stride=2, dtype=self.dtype)
         for channels in self.channels[1:]:
-            h = nn.relu(self.conv_transpose(channels, kernel_size=4, stride=2)(h))
-        h = self.conv_transpose(outputs, kernel_size=4, stride=2, use_bias=False)(h)[:, :height, :width]
+            h = nn.relu(up(channels)(h))
+        h = up(outputs, use_bias=False)(h)[:, :height, :width].astype(jnp.float32)
         bias = self.param("output_bias", self.output_bias, tuple(self.shape), jnp.float32)
         return (h + bias).reshape(*leading, *self.shape)

@@ -2,10 +2,13 @@
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+
+from jaxgen.networks.norm import Kind, Norm
 
 
 class MLP(nn.Module):
@@ -18,16 +21,20 @@ class MLP(nn.Module):
       shape: shape of one output.
       event: number of trailing axes that make one input.
       activation: after each hidden layer.
+      norm: before each activation.
       kernel_init: of every layer.
       output_bias: initialiser of the last layer's bias, called with the flat shape [prod(shape)].
+      dtype: of the arithmetic; parameters and output are float32.
     """
 
     hidden: Sequence[int]
     shape: Sequence[int]
     event: int = 1
     activation: Callable[[jax.Array], jax.Array] = nn.tanh
+    norm: Kind = "none"
     kernel_init: nn.initializers.Initializer = nn.initializers.glorot_uniform()
     output_bias: nn.initializers.Initializer = nn.initializers.zeros
+    dtype: str | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array, condition: jax.Array | None = None) -> jax.Array:
@@ -36,7 +43,14 @@ class MLP(nn.Module):
         if condition is not None:
             condition = jnp.broadcast_to(condition, (*leading, condition.shape[-1]))
             h = jnp.concatenate([h, condition.reshape(h.shape[0], -1)], axis=-1)
+        dense = partial(nn.Dense, kernel_init=self.kernel_init, dtype=self.dtype)
         for width in self.hidden:
-            h = self.activation(nn.Dense(width, kernel_init=self.kernel_init)(h))
-        h = nn.Dense(math.prod(self.shape), kernel_init=self.kernel_init, bias_init=self.output_bias)(h)
-        return h.reshape(*leading, *self.shape)
+            h = dense(width)(h)
+            h = self.activation(h if self.norm == "none" else Norm(self.norm, self.dtype)(h))
+        h = dense(math.prod(self.shape), bias_init=self.output_bias)(h)
+        return h.reshape(*leading, *self.shape).astype(jnp.float32)
+
+
+def maxout(x: jax.Array, pieces: int = 5) -> jax.Array:
+    """[..., pieces * D] -> [..., D], the largest of each D's pieces (Goodfellow et al. 2013)."""
+    return x.reshape(*x.shape[:-1], -1, pieces).max(-1)

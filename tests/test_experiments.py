@@ -1,0 +1,134 @@
+"""What every experiment promises, on its test configuration: the same losses as ever, and a step for every platform.
+
+`python tests/test_experiments.py` writes the losses anew, where a change of them is meant.
+"""
+
+import importlib
+import json
+from dataclasses import replace
+from functools import cache, partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import Mesh
+
+from experiments import vae_mnist
+from jaxgen import config as flags
+from jaxgen import parallel
+from jaxgen.data.source import Spec, batch_indices, gather
+from jaxgen.experiment import initializer
+from jaxgen.step import make_step, scan_steps
+
+STEPS = 50
+GOLDEN = Path(__file__).with_name("golden.json")
+DIGITS = flags.ImageDataConfig("mnist_5k")
+CONFIGS = {
+    "vae_mnist": vae_mnist.Config(batch_size=16, data=DIGITS, model=vae_mnist.ModelConfig(hidden=(32,), latents=(4,))),
+    "vae_mnist conv": vae_mnist.Config(
+        batch_size=16, data=DIGITS, model=vae_mnist.ModelConfig("conv", (16,), latents=(4,), conditional=True)
+    ),
+    "vae_mnist iwae": vae_mnist.Config(
+        batch_size=16,
+        data=DIGITS,
+        model=vae_mnist.ModelConfig(hidden=(16, 8), latents=(4, 2), num_samples=5, doubly_reparameterized=True),
+    ),
+}
+
+
+def module_of(name: str):
+    return importlib.import_module(f"experiments.{name.split()[0]}")
+
+
+@cache
+def built(name: str):
+    """Of an experiment in its test configuration: the data, the pure step, and the shapes of its arguments."""
+    config, module = CONFIGS[name], module_of(name)
+    data = module.load(config)
+    model = module.build(config, data.spec).model
+    batch = shapes_of(data.spec, config.batch_size)
+    state = jax.eval_shape(initializer(config, model), batch)
+    return data, model, make_step(model, ema_decay=config.optimizer.ema_decay, guard=True), state, batch
+
+
+def shapes_of(spec: Spec, *leading: int) -> dict:
+    return {name: jax.ShapeDtypeStruct((*leading, *shape), dtype) for name, (shape, dtype) in spec.entries.items()}
+
+
+def losses(name: str) -> dict[str, list[float]]:
+    """Every loss of the first steps."""
+    config = CONFIGS[name]
+    data, model, step, *_ = built(name)
+    state = jax.jit(initializer(config, model))(gather(data.train, np.arange(500)))
+    indices = batch_indices(len(data), config.batch_size, seed=config.seed, start=0, stop=STEPS)
+    _, metrics = jax.jit(scan_steps(step))(state, gather(data.train, indices))
+    return {key: [float(f"{x:.8g}") for x in value] for key, value in metrics.items() if "loss" in key}
+
+
+def test_every_experiment_has_a_test_configuration():
+    files = {path.stem for path in Path(vae_mnist.__file__).parent.glob("*_*.py")} - {"__init__"}
+    assert files == {name.split()[0] for name in CONFIGS}
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_losses_are_those_that_were_kept(name):
+    """To rounding, which grows from step to step: other processors and compilers add in another order."""
+    expected = json.loads(GOLDEN.read_text())[name]
+    found = losses(name)
+    assert found.keys() == expected.keys()
+    for key, values in found.items():
+        np.testing.assert_allclose(values[:10], expected[key][:10], rtol=1e-5, err_msg=key)
+        np.testing.assert_allclose(values, expected[key], rtol=1e-4, err_msg=key)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_the_step_lowers_for_every_platform(name):
+    _, _, step, state, batch = built(name)
+    exported = jax.export.export(jax.jit(step), platforms=("cpu", "cuda", "tpu"))(state, batch)
+    assert exported.platforms == ("cpu", "cuda", "tpu")
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_the_steps_compile_for_sixteen_tpu_chips(name, record_property, capsys):
+    """Without a TPU: the compiler is all that it takes."""
+    pytest.importorskip("libtpu", reason="libtpu is not installed: no compiler for TPUs")
+    from jax.experimental import topologies
+
+    topology = topologies.get_topology_desc("v5e:4x4", platform="tpu")
+    mesh = Mesh(np.array(topology.devices), ("data",))
+    data, model, _, state, _ = built(name)
+    template = parallel.sharded(state, mesh)
+    steps = parallel.compile_steps(partial(make_step, model, guard=True), template, mesh)
+    compiled = steps.lower(template, shapes_of(data.spec, 2, 16 * 16)).compile()
+    assert "all-reduce" in compiled.as_text()
+    memory = compiled.memory_analysis()
+    total = memory.argument_size_in_bytes + memory.output_size_in_bytes + memory.temp_size_in_bytes
+    record_property("bytes per chip", total)
+    with capsys.disabled():
+        print(f"\n{name} on 16 TPU chips: {total / 1e6:.1f} MB per chip")
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_bfloat16_is_of_the_arithmetic_and_of_nothing_that_stays(name):
+    """Every product of matrices and every convolution; parameters, optimiser and loss are float32, and nearly equal."""
+    config, data = CONFIGS[name], built(name)[0]
+    other = replace(config, run=replace(config.run, dtype="bfloat16"))
+    model = module_of(name).build(other, data.spec).model
+    step, (state, batch) = make_step(model), built(name)[3:]
+    text = jax.jit(step).lower(state, batch).as_text()
+    products = [line for line in text.splitlines() if "stablehlo.dot_general" in line or ".convolution(" in line]
+    assert products
+    assert all("bf16" in line for line in products)
+    assert not any(x.dtype == jnp.bfloat16 for x in jax.tree.leaves(jax.eval_shape(step, state, batch)))
+    first = gather(data.train, np.arange(config.batch_size))
+    params = jax.jit(model.init)(jax.random.key(0), first)
+    exact, rough = (jax.jit(m.evaluate)(params, first, jax.random.key(1)) for m in (built(name)[1], model))
+    for key in exact:
+        assert not np.array_equal(exact[key], rough[key]), key
+        np.testing.assert_allclose(rough[key].mean(), exact[key].mean(), rtol=0.02, err_msg=key)
+
+
+if __name__ == "__main__":
+    GOLDEN.write_text(json.dumps({name: losses(name) for name in CONFIGS}, indent=1) + "\n")
