@@ -1,0 +1,1 @@
+"""Measures of models and of their samples: arrays in, floats out."""
