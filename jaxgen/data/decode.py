@@ -27,3 +27,13 @@ def dynamic_binarize(image: jax.Array, key: Key) -> jax.Array:
 def to_uint8(image: jax.Array) -> jax.Array:
     """Float in [0, 1] -> uint8, the way back."""
     return jnp.round(jnp.clip(image, 0, 1) * 255).astype(jnp.uint8)
+
+
+def to_signed(image: jax.Array) -> jax.Array:
+    """uint8 [B, H, W, C] -> float32 in [-1, 1], where a hyperbolic tangent ends."""
+    return image.astype(jnp.float32) / 127.5 - 1
+
+
+def from_signed(image: jax.Array) -> jax.Array:
+    """Float in [-1, 1] -> uint8, the way back."""
+    return to_uint8((image + 1) / 2)
