@@ -38,6 +38,19 @@ class Encoder(nn.Module):
         return nn.Dense(self.outputs, dtype=self.dtype)(h).astype(jnp.float32)
 
 
+class Classifier(nn.Module):
+    """[B, H, W, C] -> features [B, features], at least 0, and logits [B, classes]."""
+
+    classes: int
+    features: int = 128
+    dtype: str | None = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        h = nn.relu(Encoder(self.features, dtype=self.dtype)(x))
+        return h, nn.Dense(self.classes)(h)
+
+
 class Decoder(nn.Module):
     """[..., D] and an optional condition [..., K] -> [..., H, W, C]: dense layers, then one doubling for each entry of
     `channels`; where H or W is no multiple, the picture is cut to size.

@@ -20,6 +20,7 @@ class MLP(nn.Module):
       hidden: widths of the hidden layers.
       shape: shape of one output.
       event: number of trailing axes that make one input.
+      embed: of the flat input, before the first layer.
       activation: after each hidden layer.
       norm: before each activation.
       kernel_init: of every layer.
@@ -30,6 +31,7 @@ class MLP(nn.Module):
     hidden: Sequence[int]
     shape: Sequence[int]
     event: int = 1
+    embed: Callable[[jax.Array], jax.Array] = lambda x: x
     activation: Callable[[jax.Array], jax.Array] = nn.tanh
     norm: Kind = "none"
     kernel_init: nn.initializers.Initializer = nn.initializers.glorot_uniform()
@@ -39,7 +41,7 @@ class MLP(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, condition: jax.Array | None = None) -> jax.Array:
         leading = x.shape[: x.ndim - self.event]
-        h = x.reshape(math.prod(leading), -1)
+        h = self.embed(x.reshape(math.prod(leading), -1))
         if condition is not None:
             condition = jnp.broadcast_to(condition, (*leading, condition.shape[-1]))
             h = jnp.concatenate([h, condition.reshape(h.shape[0], -1)], axis=-1)
@@ -54,3 +56,12 @@ class MLP(nn.Module):
 def maxout(x: jax.Array, pieces: int = 5) -> jax.Array:
     """[..., pieces * D] -> [..., D], the largest of each D's pieces (Goodfellow et al. 2013)."""
     return x.reshape(*x.shape[:-1], -1, pieces).max(-1)
+
+
+def fourier(x: jax.Array, octaves: int) -> jax.Array:
+    """[..., D] -> [..., D (1 + 2 octaves)]: x, and the sines and cosines of x, 2 x, 4 x, ... (Mildenhall et al. 2020).
+
+    A perceptron learns slowly what changes over short distances of its input, and fast what is a wave of it.
+    """
+    waves = [wave(2.0**i * x) for i in range(octaves) for wave in (jnp.sin, jnp.cos)]
+    return jnp.concatenate([x, *waves], axis=-1)
