@@ -83,7 +83,7 @@ def sample(directory: Path, args: list[str]) -> None:
     step, params = restore_params(config, experiment.model, record.data)
     images = draw(experiment, members(config, params)[own.member], jax.random.key(own.seed), own.num)
     try:
-        write_atomically(own.out, report.png(report.grid(images)))
+        write_atomically(own.out, report.png(experiment.render(images)))
     except OSError as error:
         raise UserError(f"cannot write {own.out} ({error.strerror}): give another --out") from None
     print(f"{own.num} samples of {directory} at step {step}: {own.out}")

@@ -21,7 +21,11 @@ class Estimate(NamedTuple):
     error: float
 
     def __str__(self) -> str:
-        return f"{self.mean:.2f} ± {self.error:.2f}" if self.error else f"{self.mean:.2f}"
+        """With two digits of the error, and never fewer than two after the point."""
+        if not self.error > 0:
+            return f"{self.mean:.2f}"
+        digits = min(6, max(2, 1 - math.floor(math.log10(self.error))))
+        return f"{self.mean:.{digits}f} ± {self.error:.{digits}f}"
 
 
 def estimate(values: np.ndarray) -> Estimate:

@@ -14,6 +14,7 @@ from jaxgen.config import Config
 from jaxgen.data.source import Arrays, Spec
 from jaxgen.errors import UserError
 from jaxgen.evaluate import Estimate, evaluate
+from jaxgen.report import grid
 from jaxgen.step import STACKED, init_state
 from jaxgen.types import Batch, Key, Model, Params, TrainState
 
@@ -28,9 +29,14 @@ class Experiment(NamedTuple):
       title: of the report.
       protocol: stands in the name of every likelihood, such as "dynamic binarisation".
       pictures: `(params, arrays, key) -> {caption: uint8 [H, W, C]}`, of some held-out examples; by default none.
+      validate: `(params, arrays, key) ->` figures on held-out examples, while training goes on; by default the means of
+        `model.evaluate`.
+      criterion: which of those is best where it is lowest; that checkpoint is kept.
+      warn: what is wrong with a model of such figures, in words.
       measure: `(params, arrays, key, on_progress) ->` figures on all test examples, by default the means of
         `model.evaluate`; on_progress hears the share done.
       draw: `(params, key, n) ->` samples as stored, with the controls of `config.sample`; by default `model.sample`.
+      render: samples as stored -> one picture, uint8 [H, W, C].
       unit: what one example is.
     """
 
@@ -38,8 +44,12 @@ class Experiment(NamedTuple):
     title: str
     protocol: str = ""
     pictures: Callable[[Params, Arrays, Key], dict[str, np.ndarray]] = lambda params, arrays, key: {}
+    validate: Callable[[Params, Arrays, Key], Figures] | None = None
+    criterion: str = "loss"
+    warn: Callable[[Figures], list[str]] = lambda figures: []
     measure: Callable[[Params, Arrays, Key, Callable[[float], None]], Figures] | None = None
     draw: Callable[[Params, Key, int], jax.Array] | None = None
+    render: Callable[[np.ndarray], np.ndarray] = grid
     unit: str = "images"
 
 
@@ -95,6 +105,12 @@ def evaluation_params(state: TrainState) -> Params:
 
 def _same(params: Params) -> Params:
     return params
+
+
+def validate(config: Config, experiment: Experiment, params: Params, arrays: Arrays, key: Key) -> Figures:
+    """What is watched while training goes on, of one seed or over several."""
+    figures = experiment.validate or partial(evaluate, experiment.model.evaluate)
+    return over_members([figures(member, arrays, key) for member in members(config, params)])
 
 
 def measure(config: Config, experiment: Experiment, params: Params, arrays: Arrays) -> Figures:

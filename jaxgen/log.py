@@ -97,6 +97,11 @@ class Log:
         self._file.write(json.dumps({"step": step} | values, allow_nan=False) + "\n")
         self._file.flush()
 
+    def warn(self, step: int, warning: str) -> None:
+        """What is wrong, in words, to the file and to whoever watches."""
+        self.write(step, {"warning": warning})
+        self.say(f"step {step}  warning: {warning}")
+
     def say(self, line: str) -> None:
         """One line for whoever watches, above the bar if there is one."""
         if self._bar is not None:

@@ -23,6 +23,7 @@ PAGE = """<!doctype html>
 </style>
 <h1>{{ title }}</h1>
 {% if notice %}<p class="notice">{{ notice }}</p>{% endif %}
+{% for warning in warnings %}<p class="notice">{{ warning }}</p>{% endfor %}
 <pre>{{ command }}</pre>
 <h2>Figures</h2>
 <table>{% for name, value in figures.items() %}<tr><td>{{ name }}</td><td>{{ value }}</td></tr>{% endfor %}</table>
@@ -30,6 +31,10 @@ PAGE = """<!doctype html>
 {% for name, data in pictures.items() %}<figure><img alt="{{ name }}" src="data:image/png;base64,{{ data }}">\
 <figcaption>{{ name }}</figcaption></figure>
 {% endfor %}
+{% if earlier %}<details><summary>as they came about</summary>
+{% for name, data in earlier.items() %}<figure><img alt="{{ name }}" src="data:image/png;base64,{{ data }}">\
+<figcaption>{{ name }}</figcaption></figure>
+{% endfor %}</details>{% endif %}
 <h2>Curves</h2>
 {{ curves }}
 <h2>Run</h2>
@@ -46,6 +51,8 @@ def page(
     pictures: Mapping[str, bytes],
     rows: Sequence[Mapping[str, float]],
     facts: Mapping[str, object],
+    earlier: Mapping[str, bytes] = {},
+    warnings: Sequence[str] = (),
     notice: str | None = None,
 ) -> str:
     """An HTML page that needs nothing beside it. Everything that came from data or user is escaped.
@@ -57,6 +64,8 @@ def page(
       pictures: PNG files by caption.
       rows: lines of metrics, each with a `step`; curves are drawn of them.
       facts: configuration, versions, device.
+      earlier: more PNG files by caption, shown when asked for.
+      warnings: what went wrong on the way.
       notice: what a reader must know first.
     """
     import jinja2
@@ -66,11 +75,17 @@ def page(
         title=title,
         command=command,
         figures=figures,
-        pictures={name: base64.b64encode(png).decode() for name, png in pictures.items()},
+        pictures=_encoded(pictures),
+        earlier=_encoded(earlier),
+        warnings=warnings,
         curves=jinja2.utils.markupsafe.Markup(curves(rows)),
         facts=facts,
         notice=notice,
     )
+
+
+def _encoded(files: Mapping[str, bytes]) -> dict[str, str]:
+    return {name: base64.b64encode(content).decode() for name, content in files.items()}
 
 
 def curves(rows: Sequence[Mapping[str, float]]) -> str:
@@ -119,10 +134,27 @@ def grid(images: np.ndarray, *, columns: int | None = None, gap: int = 2) -> np.
     return canvas
 
 
-def png(picture: np.ndarray, *, zoom: int = 2) -> bytes:
-    """uint8 [H, W, 1 or 3] -> a PNG file, each pixel `zoom` pixels wide."""
+def scatter(points: np.ndarray, behind: np.ndarray, *, size: int = 480) -> np.ndarray:
+    """Points [N, 2], over others in grey, within the square that holds those -> one picture, uint8 [size, size, 3]."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    canvas = FigureCanvasAgg(Figure(figsize=(size / 100, size / 100), dpi=100))
+    axes = canvas.figure.add_axes((0, 0, 1, 1))
+    axes.scatter(*behind.T, s=6, color="#cccccc", linewidths=0)
+    axes.scatter(*points.T, s=4, color="#1f6fb4", linewidths=0, alpha=0.7)
+    middle, half = (behind.max(0) + behind.min(0)) / 2, 0.55 * np.ptp(behind, axis=0).max()
+    axes.set(xlim=(middle[0] - half, middle[0] + half), ylim=(middle[1] - half, middle[1] + half))
+    axes.set_axis_off()
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+
+
+def png(picture: np.ndarray) -> bytes:
+    """uint8 [H, W, 1 or 3] -> a PNG file; small pictures are shown at twice their size."""
     from PIL import Image
 
+    zoom = 2 if len(picture) < 400 else 1
     picture = picture.repeat(zoom, axis=0).repeat(zoom, axis=1)
     file = io.BytesIO()
     Image.fromarray(picture[..., 0] if picture.shape[-1] == 1 else picture).save(file, "PNG", optimize=True)

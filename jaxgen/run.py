@@ -28,7 +28,7 @@ from jaxgen.checkpoint import Checkpoints, restore
 from jaxgen.config import Config, check
 from jaxgen.data.source import Arrays, Dataset, Spec, batch_indices, gather
 from jaxgen.errors import UserError
-from jaxgen.evaluate import Estimate, evaluate
+from jaxgen.evaluate import Estimate
 from jaxgen.experiment import (
     Experiment,
     Figures,
@@ -38,7 +38,7 @@ from jaxgen.experiment import (
     initializer,
     measure,
     members,
-    over_members,
+    validate,
 )
 from jaxgen.files import write_atomically
 from jaxgen.guard import Guard, is_finite
@@ -257,13 +257,15 @@ def _train(
             checkpoints.save(step, state, losses.get(step))
 
     def on_evaluate(step: int, state: TrainState) -> None:
-        each = members(config, evaluation_params(state))
-        values = over_members([evaluate(model.evaluate, params, held_out, fixed_key) for params in each])
-        if math.isfinite(values["loss"].mean):
-            losses[step] = values["loss"].mean
+        params = evaluation_params(state)
+        values = validate(config, experiment, params, held_out, fixed_key)
+        if experiment.criterion in values and math.isfinite(values[experiment.criterion].mean):
+            losses[step] = values[experiment.criterion].mean
         writer.metrics(step, split, {name: value.mean for name, value in values.items()})
         writer.say(f"step {step}  {split}  " + "  ".join(f"{name} {value.mean:.4g}" for name, value in values.items()))
-        for caption, picture in experiment.pictures(each[0], held_out, fixed_key).items():
+        for warning in experiment.warn(values):
+            writer.warn(step, warning)
+        for caption, picture in experiment.pictures(members(config, params)[0], held_out, fixed_key).items():
             path = config.workdir / "samples" / f"{caption.replace(' ', '_')}_{step:07d}.png"
             if processes.is_main():
                 write_atomically(path, report.png(picture))
@@ -391,21 +393,34 @@ def _figures(directory: Path, record: folder.Record) -> dict[str, list] | None:
 
 
 def _write_report(experiment: Experiment, directory: Path, record: folder.Record, figures: Figures) -> None:
-    newest: dict[str, Path] = {}
+    pictures: dict[str, list[Path]] = {}  # by caption, those of all evaluations
     for path in sorted((directory / "samples").glob("*_*.png"), key=lambda path: path.stat().st_mtime_ns):
-        newest[path.stem.rpartition("_")[0].replace("_", " ")] = path
+        pictures.setdefault(path.stem.rpartition("_")[0].replace("_", " "), []).append(path)
+    earlier = {
+        f"{caption} at step {int(path.stem.rpartition('_')[2]):,}": path.read_bytes()
+        for caption, (*paths, _) in pictures.items()
+        for path in _spread(paths, 6)
+    }
+    rows = log.read(directory)
     page = report.page(
         title=f"{experiment.title}, {record.data.name}",
         command=record.command,
         figures={name: str(value) for name, value in figures.items()},
-        pictures={caption: path.read_bytes() for caption, path in newest.items()},
-        rows=log.read(directory),
+        pictures={caption: paths[-1].read_bytes() for caption, paths in pictures.items()},
+        earlier=earlier,
+        rows=rows,
+        warnings=[f"step {row['step']:,}: {row['warning']}" for row in rows if "warning" in row],
         facts={"data": f"{record.data.name}: {record.source}", "device": record.device}
         | record.versions
         | {name: value for name, value, _ in folder.differences(record.config, {})},
         notice=record.notice,
     )
     write_atomically(directory / "report.html", page.encode())
+
+
+def _spread(items: list, most: int) -> list:
+    """At most so many of them, evenly spread."""
+    return [items[i] for i in sorted({round(i) for i in np.linspace(0, len(items) - 1, most)})] if items else []
 
 
 def _summary(experiment: Experiment, config: Config, record: folder.Record, figures: Figures) -> None:

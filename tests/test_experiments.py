@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh
 
-from experiments import vae_mnist
+from experiments import gan_mnist, gan_stacked_mnist, gan_toy, vae_mnist
 from jaxgen import config as flags
 from jaxgen import parallel
 from jaxgen.data.source import Spec, batch_indices, gather
@@ -25,6 +25,8 @@ from jaxgen.step import make_step, scan_steps
 STEPS = 50
 GOLDEN = Path(__file__).with_name("golden.json")
 DIGITS = flags.ImageDataConfig("mnist_5k")
+# Adam at full speed would blow up the rounding of gradients near 0 within these few steps of an adversarial game.
+SLOW = flags.OptimizerConfig(learning_rate=1e-4, epsilon=1e-4, b1=0.0, b2=0.99, ema_decay=0.9)
 CONFIGS = {
     "vae_mnist": vae_mnist.Config(batch_size=16, data=DIGITS, model=vae_mnist.ModelConfig(hidden=(32,), latents=(4,))),
     "vae_mnist conv": vae_mnist.Config(
@@ -34,6 +36,27 @@ CONFIGS = {
         batch_size=16,
         data=DIGITS,
         model=vae_mnist.ModelConfig(hidden=(16, 8), latents=(4, 2), num_samples=5, doubly_reparameterized=True),
+    ),
+    "gan_mnist": gan_mnist.Config(
+        batch_size=16,
+        optimizer=SLOW,
+        data=flags.ImageDataConfig("mnist_5k", binarization="none"),
+        model=gan_mnist.ModelConfig(width=8, latents=8, lazy=4),
+    ),
+    "gan_mnist residual": gan_mnist.Config(
+        batch_size=16,
+        optimizer=SLOW,
+        data=flags.ImageDataConfig("mnist_5k", binarization="none", image_size=8),
+        model=gan_mnist.ModelConfig(
+            "hinge", network="residual", width=4, latents=8, spectral=True, r1=0, r2=0, n_critic=2
+        ),
+    ),
+    "gan_toy": gan_toy.Config(batch_size=32, optimizer=SLOW, model=gan_toy.ModelConfig(hidden=(16, 16))),
+    "gan_stacked_mnist": gan_stacked_mnist.Config(
+        batch_size=16,
+        optimizer=SLOW,
+        data=gan_stacked_mnist.DataConfig("mnist_5k", count=500),
+        model=gan_mnist.ModelConfig(conditional=False, width=4, latents=8),
     ),
 }
 
@@ -64,7 +87,8 @@ def losses(name: str) -> dict[str, list[float]]:
     state = jax.jit(initializer(config, model))(gather(data.train, np.arange(500)))
     indices = batch_indices(len(data), config.batch_size, seed=config.seed, start=0, stop=STEPS)
     _, metrics = jax.jit(scan_steps(step))(state, gather(data.train, indices))
-    return {key: [float(f"{x:.8g}") for x in value] for key, value in metrics.items() if "loss" in key}
+    finite = {key: np.nan_to_num(value) for key, value in metrics.items() if "loss" in key}  # where one is not due
+    return {key: [float(f"{x:.8g}") for x in value] for key, value in finite.items()}
 
 
 def test_every_experiment_has_a_test_configuration():
@@ -127,7 +151,7 @@ def test_bfloat16_is_of_the_arithmetic_and_of_nothing_that_stays(name):
     exact, rough = (jax.jit(m.evaluate)(params, first, jax.random.key(1)) for m in (built(name)[1], model))
     for key in exact:
         assert not np.array_equal(exact[key], rough[key]), key
-        np.testing.assert_allclose(rough[key].mean(), exact[key].mean(), rtol=0.02, err_msg=key)
+        np.testing.assert_allclose(rough[key].mean(), exact[key].mean(), rtol=0.02, atol=0.02, err_msg=key)
 
 
 if __name__ == "__main__":

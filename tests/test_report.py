@@ -36,7 +36,16 @@ def test_grid_puts_images_row_by_row():
     assert [picture[4 * (i // 2), 5 * (i % 2), 0] for i in range(5)] == [1, 2, 3, 4, 5]
 
 
-def test_png_is_read_back():
-    picture = np.random.default_rng(0).integers(0, 256, (5, 6, 3), np.uint8)
-    np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(report.png(picture, zoom=1)))), picture)
-    assert Image.open(io.BytesIO(report.png(picture, zoom=3))).size == (18, 15)
+def test_png_is_read_back_and_small_pictures_are_doubled():
+    for height, zoom in ((5, 2), (400, 1)):
+        picture = np.random.default_rng(0).integers(0, 256, (height, 6, 3), np.uint8)
+        read = np.asarray(Image.open(io.BytesIO(report.png(picture))))
+        np.testing.assert_array_equal(read, picture.repeat(zoom, axis=0).repeat(zoom, axis=1))
+
+
+def test_points_are_drawn_where_they_are():
+    behind = np.array([[-1.0, -1.0], [1.0, 1.0]])
+    picture = report.scatter(np.array([[0.0, 0.5]]), behind)
+    assert picture.shape == (480, 480, 3)
+    row, column = np.argwhere((picture[..., 2].astype(int) - picture[..., 0]) > 60).mean(0)
+    np.testing.assert_allclose([row, column], [240 - 0.5 / 1.1 * 240, 240], atol=2)

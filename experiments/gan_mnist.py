@@ -1,0 +1,358 @@
+"""A generative adversarial network of images: python -m experiments.gan_mnist --model.loss hinge --model.spectral
+
+By default convolutional networks after Radford et al. 2016, conditional on the digit, with the relativistic loss and
+the gradient penalties of Huang et al. 2024 (R3GAN), which never diverged here. `dcgan` is the recipe of 2015.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import cache
+from pathlib import Path
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxgen import config as flags
+from jaxgen.classifier import Classifier, classifier, inception
+from jaxgen.data import Dataset, Spec
+from jaxgen.data.augment import diff_augment
+from jaxgen.data.decode import from_signed, to_signed
+from jaxgen.errors import UserError
+from jaxgen.evaluate import Estimate, estimate
+from jaxgen.experiment import Experiment
+from jaxgen.metrics import fidelity
+from jaxgen.models import gan as gans
+from jaxgen.models.gan import GAN, gan
+from jaxgen.networks import dcgan, residual
+from jaxgen.networks.norm import Kind
+from jaxgen.report import grid
+from jaxgen.run import main
+
+
+@dataclass(frozen=True)
+class GameConfig:
+    """What generator and discriminator play."""
+
+    loss: Literal["relativistic", "non_saturating", "minimax", "hinge", "wasserstein", "least_squares"] = "relativistic"
+    """What the two minimise."""
+    r1: float = 1.0
+    """Weight gamma of the gradient's square at real examples."""
+    r2: float = 1.0
+    """The same at generated ones."""
+    gradient_penalty: float = 0.0
+    """Weight of (norm of the gradient - 1)^2 between the two; WGAN-GP uses 10."""
+    lazy: int = 1
+    """Steps between two of those penalties, so many times as heavy."""
+    n_critic: int = 1
+    """Steps of the discriminator for one of the generator."""
+    discriminator_rate: float = 1.0
+    """Its learning rate, as a multiple of the generator's."""
+    pack: int = 1
+    """Examples that the discriminator judges together (PacGAN)."""
+
+
+@dataclass(frozen=True)
+class ModelConfig(GameConfig):
+    """The two networks and their game."""
+
+    network: Literal["dcgan", "residual"] = "dcgan"
+    """Kind of generator and discriminator."""
+    width: int = 32
+    """Channels at the highest resolution."""
+    latents: int = 64
+    """Latent dimensions."""
+    prior: Literal["normal", "uniform"] = "normal"
+    """Of each latent: N(0, 1), or uniform in [-1, 1]."""
+    conditional: bool = True
+    """Give both networks the label."""
+    norm: Kind = "batch"
+    """Normalisation in the generator."""
+    discriminator_norm: Kind = "none"
+    """Normalisation in the discriminator."""
+    spectral: bool = False
+    """Spectral normalisation of the discriminator."""
+    augment: tuple[Literal["translation", "cutout", "colour"], ...] = ()
+    """What is done to all images that the discriminator sees; for small data sets."""
+    augment_target: float | None = None
+    """Mean sign of the discriminator at real images that the strength of it is steered to (ADA: 0.6)."""
+
+
+@dataclass(frozen=True)
+class EvaluateConfig(flags.EvaluateConfig):
+    """What is measured at the end, and by `python -m jaxgen evaluate`."""
+
+    metrics: str = "frechet,kernel,prdc,labels"
+    """Some of frechet, kernel, prdc, score (of a classifier), labels (that a classifier gives); separated by commas."""
+    num_samples: int = 10_000
+    """Generated images that are measured; as many held-out ones, if there are so many."""
+    inception: Path | None = None
+    """Weights of FID's Inception network; without, the features are of a classifier trained on the data's labels."""
+
+
+@dataclass(frozen=True)
+class SampleConfig(flags.SampleConfig):
+    """How samples are drawn, here and by `python -m jaxgen sample`."""
+
+    label: int | None = None
+    """Class to draw, of a conditional model."""
+    truncation: float | None = None
+    """Largest distance of a latent from 0: lower is less diverse, and more typical."""
+
+
+@dataclass(frozen=True)
+class Config(flags.Config):
+    """One run."""
+
+    workdir: Path = Path("runs/gan_mnist")
+    """Run folder: everything that the run writes. The same command again goes on where it stopped."""
+    steps: int = 4_000
+    """Training steps."""
+    batch_size: int = 64
+    """Images in one step."""
+    data: flags.ImageDataConfig = field(default_factory=lambda: flags.ImageDataConfig(binarization="none"))
+    model: ModelConfig = field(default_factory=ModelConfig)
+    optimizer: flags.OptimizerConfig = field(
+        default_factory=lambda: flags.OptimizerConfig(learning_rate=1e-3, b1=0.0, b2=0.99, ema_decay=0.995)
+    )
+    run: flags.RunConfig = field(default_factory=lambda: flags.RunConfig(log_every=200, evaluate_every=1_000))
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    sample: SampleConfig = field(default_factory=SampleConfig)
+
+
+def load(config: Config) -> Dataset:
+    return config.data.load()
+
+
+def build(config: Config, spec: Spec) -> Experiment:
+    check(config, spec)
+    judge = cache(lambda: judge_of(config, spec, lambda: load(config)))
+    return experiment(model_of(config, spec), config, spec, judge)
+
+
+def check(config: Config, spec: Spec) -> None:
+    """Raises UserError where flags do not fit the data or each other."""
+    options, controls = config.model, config.sample
+    if spec.entries["image"][1] != "uint8":
+        raise UserError(f"{spec.name} holds {spec.entries['image'][1]} images: expected uint8")
+    if options.conditional and not spec.classes:
+        raise UserError(f"--model.conditional: {spec.name} has no labels; use --model.no-conditional, or labelled data")
+    if controls.label is not None and not (options.conditional and controls.label in range(len(spec.classes))):
+        expected = f"0 to {len(spec.classes) - 1}" if options.conditional else "none, since the model has no condition"
+        raise UserError(f"--label {controls.label}: expected {expected}")
+    if controls.truncation is not None and not controls.truncation > 0:
+        raise UserError(f"--truncation {controls.truncation}: expected a number above 0")
+    if options.augment_target is not None and not options.augment:
+        raise UserError("--model.augment-target has nothing to steer: name some --model.augment")
+    check_game(config, options)
+    for name in config.evaluate.metrics.split(","):
+        if name not in METRICS:
+            raise UserError(f"--metrics {config.evaluate.metrics}: expected some of {', '.join(METRICS)}, with commas")
+    if config.evaluate.num_samples < 10:
+        raise UserError(f"--num-samples {config.evaluate.num_samples}: expected at least 10")
+
+
+def check_game(config: flags.Config, options: GameConfig) -> None:
+    """Raises UserError where a number is out of its range."""
+    least = {"r1": 0, "r2": 0, "gradient_penalty": 0, "discriminator_rate": 0, "lazy": 1, "n_critic": 1, "pack": 1}
+    for name, value in least.items():
+        if getattr(options, name) < value:
+            raise UserError(f"--model.{name.replace('_', '-')} {getattr(options, name)}: expected at least {value}")
+    if config.run.remat and getattr(options, "network", None) != "residual":
+        raise UserError("--run.remat is of the blocks of --model.network residual: leave it out")
+    if config.batch_size % options.pack:
+        raise UserError(f"--batch-size {config.batch_size}: expected a multiple of --model.pack {options.pack}")
+
+
+def model_of(config: Config, spec: Spec) -> GAN:
+    """The networks, sized by the shape [H, W, C] of one image, and their game."""
+    options = config.model
+    shape, networks = spec.entries["image"][0], {"dcgan": dcgan, "residual": residual}[options.network]
+    common = {"width": options.width, "dtype": config.run.dtype}
+    common |= {"remat": config.run.remat} if options.network == "residual" else {}
+    return gan(
+        generator=networks.Generator(shape, norm=options.norm, **common),
+        discriminator=networks.Discriminator(norm=options.discriminator_norm, spectral=options.spectral, **common),
+        **game(config, options),
+        latents=options.latents,
+        prior=options.prior,
+        observe=lambda batch: to_signed(batch["image"]),
+        store=from_signed,
+        num_classes=len(spec.classes) if options.conditional else 0,
+        augment=diff_augment(options.augment) if options.augment else None,
+        augment_target=options.augment_target,
+        augment_step=config.batch_size / 500_000,
+    )
+
+
+def game(config: flags.Config, options: GameConfig) -> dict:
+    """Loss, penalties and optimisers."""
+    weights = {gans.r1: options.r1, gans.r2: options.r2, gans.gradient_penalty: options.gradient_penalty}
+    critic = replace(config.optimizer, learning_rate=config.optimizer.learning_rate * options.discriminator_rate)
+    if options.lazy > 1:  # Karras et al. 2020, appendix B: the optimiser then takes 1 + 1 / k times as many steps
+        c = options.lazy / (options.lazy + 1)
+        critic = replace(critic, learning_rate=critic.learning_rate * c, b1=critic.b1**c, b2=critic.b2**c)
+    return {
+        "loss": getattr(gans, options.loss)(),
+        "penalties": [penalty(weight, options.lazy) for penalty, weight in weights.items() if weight],
+        "generator_optimizer": config.optimizer.build(config.steps // options.n_critic),
+        "discriminator_optimizer": critic.build(config.steps + config.steps // options.lazy * (options.lazy > 1)),
+        "n_critic": options.n_critic,
+        "pack": options.pack,
+    }
+
+
+# What there is to see and to measure ----------------------------------------------------------------------------------
+
+METRICS = ("frechet", "kernel", "prdc", "score", "labels")
+
+
+def judge_of(config: Config, spec: Spec, load: Callable[[], Dataset]) -> Classifier:
+    """The network that judges: FID's Inception network where its weights are given, else a classifier of the data."""
+    path = config.evaluate.inception
+    return classifier(load, spec.digest) if path is None else inception(path)
+
+
+def experiment(model: GAN, config: Config, spec: Spec, judge: Callable[[], Classifier]) -> Experiment:
+    """What there is to see and to measure of a generator of images."""
+    conditional, classes = config.model.conditional, len(spec.classes)
+    generate, sample = jax.jit(model.generate), jax.jit(model.sample, static_argnames=("n", "truncation"))
+    discriminate = jax.jit(model.discriminate)
+
+    def pictures(params, arrays, key):
+        """Samples of the same latents each time, a latent a row and a class a column; paths between latents."""
+        rows, columns = 10, 10
+        z = model.prior(key, rows)
+        label = jnp.tile(jnp.arange(columns) % classes, rows) if conditional else None
+        each = jnp.repeat(z, columns, axis=0) if conditional else model.prior(key, rows * columns)
+        t = jnp.linspace(0, 1, columns)[None, :, None]
+        start, end = z[:, None], jnp.roll(z, 1, axis=0)[:, None]
+        norms = (1 - t) * jnp.linalg.norm(start, axis=-1, keepdims=True) + t * jnp.linalg.norm(
+            end, axis=-1, keepdims=True
+        )
+        paths = (1 - t) * start + t * end
+        paths = (paths * norms / jnp.linalg.norm(paths, axis=-1, keepdims=True)).reshape(-1, model.latents)
+        path_label = jnp.repeat(jnp.arange(rows) % classes, columns) if conditional else None
+        return {
+            "samples": grid(np.asarray(from_signed(generate(params, each, label))), columns=columns),
+            "interpolations": grid(np.asarray(from_signed(generate(params, paths, path_label))), columns=columns),
+        }
+
+    def draw_many(params, key, n, on_progress=lambda share: None):
+        """As many images, of every class equally many, and the labels asked for."""
+        size, images = min(500, n), []
+        labels = np.arange(size * math.ceil(n / size)) % max(classes, 1)
+        for i in range(0, n, size):
+            condition = labels[i : i + size] if conditional else None
+            images.append(np.asarray(sample(params, jax.random.fold_in(key, i), size, condition)))
+            on_progress(i / n)
+        return np.concatenate(images)[:n], labels[:n]
+
+    def validate(params, arrays, key):
+        """The measures, quickly, on 1,000 images; and whether the two networks still have something to learn."""
+        n = min(1_000, len(arrays["image"]))
+        images, labels = draw_many(params, key, n)
+        features, probabilities = judge().apply(images)
+        expected, _ = real_features(arrays, n)
+        given = probabilities.argmax(-1)
+        condition = arrays["label"][:n] if conditional else None
+        on_real = discriminate(params, to_signed(arrays["image"][:n]), condition)
+        on_fake = discriminate(params, to_signed(images), labels if conditional else None)
+        figures = {
+            "Frechet distance": fidelity.frechet_distance(expected, features),
+            "diversity": features.var(0).sum() / expected.var(0).sum(),
+            "modes": fidelity.mode_coverage(given, probabilities.shape[-1]).hit,
+            "told apart": np.mean(on_real[:, None] > on_fake[None, :]),
+        }
+        if conditional:
+            figures["accuracy"] = np.mean(given == labels)
+        return {name: Estimate(float(value), 0.0) for name, value in figures.items()}
+
+    def warn(figures):
+        diversity, apart = figures["diversity"].mean, figures["told apart"].mean
+        if apart > 0.995:
+            yield f"the discriminator tells {apart:.1%} of real and generated images apart: it is saturated"
+        if diversity < 0.5:
+            yield f"samples are alike: their features vary {diversity:.2f} times as much as those of the data"
+
+    def measure(params, arrays, key, on_progress):
+        n, names = config.evaluate.num_samples, config.evaluate.metrics.split(",")
+        network = judge()
+        images, labels = draw_many(params, key, n, on_progress)
+        features, probabilities = network.apply(images)
+        expected, _ = real_features(arrays, n)
+        of = f"{network.name}; {n:,} samples"
+        figures = {}
+        for name, value in fidelity.measures(expected, features, [m for m in names if m in fidelity.MEASURES]).items():
+            figures[f"{TITLES.get(name, name)} ({of})"] = interval(value)
+        if "score" in names:
+            figures[f"score ({of})"] = interval(
+                fidelity.bootstrap(fidelity.classifier_score, probabilities, resamples=100)
+            )
+        if "labels" in names:
+            given, modes = probabilities.argmax(-1), probabilities.shape[-1]
+            coverage = fidelity.mode_coverage(given, modes)
+            figures[f"modes of {modes:,} ({of})"] = Estimate(coverage.hit, 0.0)
+            kl = fidelity.bootstrap(lambda given: fidelity.mode_coverage(given, modes).kl, given, resamples=100)
+            figures[f"KL of the modes from uniform, nats ({of})"] = interval(kl)
+            if conditional:
+                figures[f"samples of the class asked for, % ({of})"] = estimate(100.0 * (given == labels))
+        return figures
+
+    def real_features(arrays, count):
+        """Of held-out images; computed once."""
+        key = id(arrays["image"]), count
+        if key not in known:
+            known[key] = judge().apply(arrays["image"][:count])
+        return known[key]
+
+    known = {}
+
+    def draw(params, key, n):
+        controls = config.sample
+        condition = None if controls.label is None else jnp.full(n, controls.label)
+        return sample(params, key, n, condition, truncation=controls.truncation)
+
+    return Experiment(
+        model,
+        "Generative adversarial network",
+        spec.name,
+        pictures,
+        validate=validate,
+        criterion="Frechet distance",
+        warn=lambda figures: list(warn(figures)),
+        measure=measure,
+        draw=draw,
+    )
+
+
+def interval(value: fidelity.Interval) -> Estimate:
+    """With half the width of a 95 % interval in terms of a standard error."""
+    return Estimate(value.value, (value.high - value.low) / (2 * 1.96))
+
+
+TITLES = {"frechet": "Frechet distance", "kernel": "kernel distance"}
+DCGAN = ModelConfig(
+    width=32,
+    latents=100,
+    prior="uniform",
+    conditional=False,
+    loss="non_saturating",
+    r1=0.0,
+    r2=0.0,
+    discriminator_norm="batch",
+)
+NAMED = {
+    # Radford et al. 2016: batch normalisation in both networks, Adam at 2e-4 with beta1 0.5, no average, no penalty.
+    "dcgan": Config(
+        workdir=Path("runs/dcgan"),
+        batch_size=128,
+        model=DCGAN,
+        optimizer=flags.OptimizerConfig(learning_rate=2e-4, schedule="constant", b1=0.5),
+    ),
+}
+
+if __name__ == "__main__":
+    main(__file__, Config(), load, build, NAMED)

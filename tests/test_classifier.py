@@ -1,0 +1,69 @@
+"""The network that judges: right about its data, the same twice, kept for the next time."""
+
+import numpy as np
+import pytest
+
+from jaxgen.classifier import by_channel, classifier
+from jaxgen.data.source import Dataset
+from jaxgen.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def bars():
+    """Images of a vertical or a horizontal bar: two classes that are easy to tell apart."""
+    rng = np.random.default_rng(0)
+
+    def draw(count):
+        label, place = rng.integers(0, 2, count).astype(np.int32), rng.integers(2, 6, count)
+        image = rng.integers(0, 40, (count, 8, 8, 1)).astype(np.uint8)
+        for i in range(count):
+            (image[i] if label[i] else image[i].swapaxes(0, 1))[place[i]] = 255
+        return {"image": image, "label": label}
+
+    return Dataset("bars", draw(400), draw(100), classes=("vertical", "horizontal"))
+
+
+def make(data, cache, **options):
+    said = []
+    judge = classifier(lambda: data, data.spec.digest, steps=60, batch_size=32, cache=cache, say=said.append, **options)
+    return judge, said
+
+
+def test_it_is_right_and_the_same_twice_and_trained_once(bars, tmp_path):
+    judge, said = make(bars, tmp_path / "a")
+    assert said == ["training a classifier of bars to judge samples, once"]
+    assert judge.name == "bars classifier, 100.0 % right"
+    features, probabilities = judge.apply(bars.test["image"])
+    assert features.shape == (100, 128)
+    assert (probabilities.argmax(-1) == bars.test["label"]).all()
+    np.testing.assert_allclose(probabilities.sum(-1), 1, rtol=1e-5)
+    kept, said = make(bars, tmp_path / "a")
+    assert said == []
+    np.testing.assert_array_equal(kept.apply(bars.test["image"])[0], features)
+    anew, _ = make(bars, tmp_path / "b")
+    np.testing.assert_array_equal(anew.apply(bars.test["image"])[0], features)
+
+
+def test_a_damaged_file_is_trained_anew(bars, tmp_path):
+    judge, _ = make(bars, tmp_path)
+    (path,) = tmp_path.iterdir()
+    path.write_bytes(path.read_bytes()[:-100])
+    again, said = make(bars, tmp_path)
+    assert said
+    np.testing.assert_array_equal(*(j.apply(bars.test["image"])[0] for j in (judge, again)))
+
+
+def test_channels_are_judged_one_by_one_and_combined(bars, tmp_path):
+    judge, _ = make(bars, tmp_path)
+    stack = np.concatenate([bars.test["image"][i : i + 10] for i in (0, 10, 20)], axis=-1)
+    features, probabilities = by_channel(judge).apply(stack)
+    assert features.shape == (10, 3 * 128)
+    a, b, c = (bars.test["label"][i : i + 10] for i in (0, 10, 20))
+    np.testing.assert_array_equal(probabilities.argmax(-1), 4 * a + 2 * b + c)
+    np.testing.assert_allclose(probabilities.sum(-1), 1, rtol=1e-5)
+
+
+def test_data_without_labels_are_refused(bars, tmp_path):
+    unlabelled = Dataset("bars", {"image": bars.train["image"]}, {"image": bars.test["image"]})
+    with pytest.raises(UserError, match="bars has no labels to train a classifier on"):
+        make(unlabelled, tmp_path)
