@@ -4,6 +4,8 @@ Each comparison takes turns within one process, since machines drift; the ratio 
 
   vae      training through the real loop (log, checkpoints, next batches) against a bare lax.scan
   conv     a convolutional VAE with this project's convolutions against the same with those of lax
+  gan      a DCGAN at 32x32x3 against the same in eager PyTorch (pip install -e '.[benchmark]')
+  seeds    ten seeds of a small GAN trained at once against the same ten one after another
   nll      importance-sampled test likelihood against a bare loop over chunks
   cost     the same loop with guard, log and checkpoints against the same without, one by one and together
   run      the default run: seconds and memory
@@ -17,6 +19,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -26,18 +29,22 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from experiments import gan_toy
 from jaxgen import log, parallel
 from jaxgen.checkpoint import Checkpoints
 from jaxgen.data import load_images
-from jaxgen.data.decode import to_uint8, to_unit
+from jaxgen.data.decode import from_signed, to_signed, to_uint8, to_unit
 from jaxgen.data.source import batch_indices, gather
 from jaxgen.distributions import bernoulli
 from jaxgen.evaluate import importance_weighted_nll
+from jaxgen.experiment import initializer
 from jaxgen.guard import Guard
+from jaxgen.models.gan import gan, non_saturating
 from jaxgen.models.vae import vae
-from jaxgen.networks import conv, convolution
+from jaxgen.networks import conv, convolution, dcgan
 from jaxgen.networks.mlp import MLP
-from jaxgen.step import init_state, make_step, scan_steps
+from jaxgen.run import chunk
+from jaxgen.step import init_state, make_step, over_seeds, scan_steps
 from jaxgen.train import Hook, Progress, train
 
 CHUNK = 50
@@ -96,8 +103,8 @@ def benchmark_vae(turns: int = 7, steps: int = 1000, batch_size: int = 128) -> d
     def bare() -> None:
         nonlocal carry
         indices = jnp.asarray(np.random.default_rng(0).integers(0, count, (steps // CHUNK, CHUNK, batch_size)))
-        for chunk in indices:
-            carry, value = bare_steps(carry, chunk)
+        for rows in indices:
+            carry, value = bare_steps(carry, rows)
         value.block_until_ready()
 
     with tempfile.TemporaryDirectory() as folder:
@@ -219,6 +226,110 @@ def benchmark_conv(turns: int = 5, steps: int = 20, batch_size: int = 64) -> dic
         turns,
         steps * batch_size,
     )
+
+
+def benchmark_gan(turns: int = 5, steps: int = 10, batch_size: int = 64) -> dict:
+    """DCGAN at 32x32x3, batch 64, G of 1.1 and D of 0.7 million parameters, images/s."""
+    images = np.repeat(load_images("mnist_5k", image_size=32).train["image"][: steps * batch_size], 3, axis=-1)
+    images = images.reshape(steps, batch_size, 32, 32, 3)
+    in_torch, eager = torch_dcgan(np.asarray(to_signed(images)))
+    model = gan(
+        generator=dcgan.Generator((32, 32, 3), width=64),
+        discriminator=dcgan.Discriminator(width=64),
+        latents=100,
+        loss=non_saturating(),
+        observe=lambda batch: to_signed(batch["image"]),
+        store=from_signed,
+        generator_optimizer=optax.adam(2e-4, b1=0.5),
+        discriminator_optimizer=optax.adam(2e-4, b1=0.5),
+    )
+    batches = {"image": jnp.asarray(images)}
+    state = init_state(model, jax.random.key(0), {"image": images[0]})
+    in_ours = {name: sum(x.size for x in jax.tree.leaves(state.params[name])) for name in in_torch}
+    assert in_ours == in_torch, f"not the same networks: {in_ours} parameters here, {in_torch} in PyTorch"
+    compiled = jax.jit(scan_steps(make_step(model)), donate_argnums=0)
+
+    def ours() -> None:
+        nonlocal state
+        state, metrics = compiled(state, batches)
+        jax.block_until_ready(metrics)
+
+    return take_turns({"ours": ours, "eager PyTorch": eager}, turns, steps * batch_size)
+
+
+def torch_dcgan(batches: np.ndarray) -> tuple[dict[str, int], Callable[[], None]]:
+    """The same in PyTorch: parameters of each network, and a function that trains on each of [K, B, H, W, C]."""
+    try:
+        import torch
+    except ModuleNotFoundError:
+        sys.exit("the comparison gan needs PyTorch: pip install -e '.[benchmark]'")
+    from torch import nn as layers
+    from torch.nn.functional import softplus
+
+    def up(i: int, o: int) -> list:
+        return [layers.BatchNorm2d(i), layers.ReLU(inplace=True), layers.ConvTranspose2d(i, o, 4, 2, 1)]
+
+    def down(i: int, o: int) -> list:
+        return [layers.Conv2d(i, o, 4, 2, 1), layers.BatchNorm2d(o), layers.LeakyReLU(0.2, inplace=True)]
+
+    # As many as XLA takes. They wait for each other by spinning, four times slower where other work shares the cores:
+    # measure on an idle machine, or with OMP_WAIT_POLICY=passive.
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    start, first = [layers.Linear(100, 4096), layers.Unflatten(1, (256, 4, 4))], down(3, 64)
+    generator = layers.Sequential(*start, *up(256, 128), *up(128, 64), *up(64, 3), layers.Tanh())
+    del first[1]  # no normalisation before the first activation
+    end = [layers.Flatten(), layers.Linear(4096, 1)]
+    discriminator = layers.Sequential(*first, *down(64, 128), *down(128, 256), *end)
+    networks = {"generator": generator, "discriminator": discriminator}
+    g_optimizer, d_optimizer = (
+        torch.optim.Adam(network.parameters(), lr=2e-4, betas=(0.5, 0.999)) for network in networks.values()
+    )
+    images = torch.tensor(batches).permute(0, 1, 4, 2, 3).contiguous()
+
+    def run() -> None:
+        # Equal work: as in ours, each player has noise of its own, so that G runs forward twice a step, and neither
+        # computes gradients for the other. The usual loop saves the one and wastes the other.
+        for real in images:
+            with torch.no_grad():
+                fake = generator(torch.randn(len(real), 100))
+            d_optimizer.zero_grad()
+            (softplus(-discriminator(real)).mean() + softplus(discriminator(fake)).mean()).backward()
+            d_optimizer.step()
+            discriminator.requires_grad_(False)
+            g_optimizer.zero_grad()
+            softplus(-discriminator(generator(torch.randn(len(real), 100)))).mean().backward()
+            g_optimizer.step()
+            discriminator.requires_grad_(True)
+
+    return {name: sum(p.numel() for p in network.parameters()) for name, network in networks.items()}, run
+
+
+def benchmark_seeds(turns: int = 5, steps: int = 100, seeds: int = 10) -> dict:
+    """Ten seeds of the default GAN of points, seed-steps/s."""
+    config = gan_toy.Config(seeds=seeds)
+    data, singles = gan_toy.load(config), [replace(config, seed=seed, seeds=1) for seed in range(seeds)]
+    model = gan_toy.build(config, data.spec).model
+    step = make_step(model, ema_decay=config.optimizer.ema_decay)
+
+    def start(config: gan_toy.Config) -> tuple:
+        """State and batches, of one seed or of all."""
+        batches = jax.tree.map(jnp.asarray, chunk(config, data, 0, CHUNK))
+        return jax.jit(initializer(config, model))({name: x[0] for name, x in batches.items()}), batches
+
+    def trained(step: Callable, starts: list[tuple]) -> Callable[[], None]:
+        compiled = jax.jit(scan_steps(step), donate_argnums=0)
+
+        def run() -> None:
+            for i, (state, batches) in enumerate(starts):
+                for _ in range(steps // CHUNK):
+                    state, metrics = compiled(state, batches)
+                jax.block_until_ready(metrics)
+                starts[i] = state, batches
+
+        return run
+
+    at_once, in_turn = trained(over_seeds(step), [start(config)]), trained(step, [start(one) for one in singles])
+    return take_turns({"at once": at_once, "one after another": in_turn}, turns, seeds * steps)
 
 
 def benchmark_nll(turns: int = 3, images: int = 100, num_samples: int = 5000) -> dict:

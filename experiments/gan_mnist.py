@@ -135,6 +135,7 @@ def build(config: Config, spec: Spec) -> Experiment:
 def check(config: Config, spec: Spec) -> None:
     """Raises UserError where flags do not fit the data or each other."""
     options, controls = config.model, config.sample
+    dcgan.halvings(spec.entries["image"][0])
     if spec.entries["image"][1] != "uint8":
         raise UserError(f"{spec.name} holds {spec.entries['image'][1]} images: expected uint8")
     if options.conditional and not spec.classes:

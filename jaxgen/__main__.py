@@ -1,4 +1,4 @@
-"""python -m jaxgen sample | evaluate | replay | data prepare: what one does with a run folder, and with data."""
+"""python -m jaxgen sample | evaluate | replay | data: what one does with a run folder, and with data."""
 
 import difflib
 import sys
@@ -17,6 +17,7 @@ USAGE = """usage: python -m jaxgen COMMAND ...
   evaluate RUN   measure it on its test data:         python -m jaxgen evaluate runs/vae_mnist --nll-samples 5000
   replay RUN     find what made a run stop for numbers that are not finite
   data prepare NAME --from DIR                        prepare a data set from its raw files, without a network
+  data inception FILE.pth --out inception.npz         convert the published weights of FID's network, with PyTorch
 
 Each has a --help of its own."""
 
@@ -59,6 +60,14 @@ class Prepare:
     """Folder of the raw files, as their publisher names them."""
     data_dir: Annotated[Path | None, tyro.conf.arg(name="dir")] = None
     """Where prepared data sets lie (default: the folder that tensorflow-datasets itself uses)."""
+
+
+@dataclass(frozen=True)
+class Inception:
+    """Convert the published weights of FID's Inception network, a file of PyTorch's, for --inception."""
+
+    out: Path = Path("inception.npz")
+    """The file to write."""
 
 
 def sample(directory: Path, args: list[str]) -> None:
@@ -135,6 +144,14 @@ def prepare(name: str, args: list[str]) -> None:
     print(f"{name} is prepared in {prepare(name, raw_dir=own.raw_dir, data_dir=own.data_dir)}")
 
 
+def inception(name: str, args: list[str]) -> None:
+    from jaxgen.metrics.inception import convert_file
+
+    own = tyro.cli(Inception, prog=f"python -m jaxgen data inception {name}", args=args)
+    convert_file(Path(name), own.out)
+    print(f"{own.out}: for python -m jaxgen evaluate RUN --inception {own.out}")
+
+
 def _parse(own: type, options: Any, program: str, args: list[str]) -> tuple[Any, Any]:
     """Flags of the command and those of the family, side by side."""
     flat = tyro.conf.OmitArgPrefixes
@@ -144,19 +161,22 @@ def _parse(own: type, options: Any, program: str, args: list[str]) -> tuple[Any,
 
 
 def main(args: list[str]) -> None:
-    if args[:2] == ["data", "prepare"]:
-        args = ["prepare", *args[2:]]
-    commands = {"sample": sample, "evaluate": evaluate, "replay": replay, "prepare": prepare}
+    if args[:2] in (["data", "prepare"], ["data", "inception"]):
+        args = args[1:]
+    on_data = {"prepare": (prepare, "a data set's name"), "inception": (inception, "a file")}
+    commands = {"sample": sample, "evaluate": evaluate, "replay": replay}
     if not args or args[0] in ("-h", "--help"):
         print(USAGE)
         return
-    if args[0] not in commands:
+    if args[0] == "data":
+        raise UserError(f"data wants to know what to do: prepare or inception\n{USAGE}")
+    if args[0] not in commands | on_data:
         close = difflib.get_close_matches(args[0], [*commands, "data"], n=1)
         raise UserError(f"no command {args[0]!r}{f'; did you mean {close[0]}?' if close else ''}\n{USAGE}")
+    task, what = on_data.get(args[0]) or (commands[args[0]], "a run folder")
     if len(args) < 2 or args[1].startswith("-"):
-        what = "a data set's name" if args[0] == "prepare" else "a run folder"
         raise UserError(f"{args[0]} needs {what} as its first word\n{USAGE}")
-    commands[args[0]](Path(args[1]) if args[0] != "prepare" else args[1], args[2:])
+    task(args[1] if args[0] in on_data else Path(args[1]), args[2:])
 
 
 if __name__ == "__main__":

@@ -317,6 +317,7 @@ def test_a_mistake_is_one_clear_line(config, change, message):
         (["-m", "jaxgen", "sampel", "runs/x"], "did you mean sample"),
         (["-m", "jaxgen", "sample", "nowhere"], "nowhere is not a run folder"),
         (["-m", "jaxgen", "data", "prepare", "mnist", "--from", "nowhere"], "nowhere"),
+        (["-m", "jaxgen", "data", "mnist"], "prepare or inception"),
     ],
 )
 def test_at_the_command_line_no_traceback_and_nothing_left(arguments, message, environment, tmp_path):
