@@ -205,7 +205,7 @@ def experiment(model: VAE, config: Config, protocol: str) -> Experiment:
         condition = None if controls.label is None else jnp.full(n, controls.label)
         return sample(params, key, n, condition, temperature=controls.temperature, draw=controls.draw)
 
-    return Experiment(model, "Variational autoencoder", protocol, pictures, measure, draw)
+    return Experiment(model, "Variational autoencoder", protocol, pictures, measure=measure, draw=draw)
 
 
 NAMED = {

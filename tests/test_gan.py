@@ -295,7 +295,7 @@ def test_pack_joins_consecutive_examples_along_the_last_axis(pack, event):
 @pytest.mark.parametrize(
     "options",
     [{"n_critic": 0}, {"pack": 0}, {"latents": 0}, {"pack": 2, "num_classes": 3}, {"penalties": [r1(1.0, every=0)]}],
-    ids=str,
+    ids=", ".join,
 )
 def test_options_that_do_not_fit_are_refused(options):
     with pytest.raises(ValueError, match=r"at least 1|pack|every"):
