@@ -145,6 +145,15 @@ def check(config: Config, spec: Spec) -> None:
         raise UserError(f"--label {controls.label}: expected {expected}")
     if controls.truncation is not None and not controls.truncation > 0:
         raise UserError(f"--truncation {controls.truncation}: expected a number above 0")
+    if spec.binarization == "dynamic":
+        raise UserError("--data.binarization dynamic is for likelihoods: use none, or fixed")
+    if options.augment_target is not None and options.loss not in ("non_saturating", "minimax", "hinge"):
+        raise UserError(
+            "--model.augment-target wants a discriminator that is above 0 for real images: "
+            f"--model.loss non_saturating, minimax or hinge, not {options.loss}"
+        )
+    if config.evaluate.inception is None and not spec.classes:
+        raise UserError(f"{spec.name} has no labels to train a judge on: give --evaluate.inception, or labelled data")
     if options.augment_target is not None and not options.augment:
         raise UserError("--model.augment-target has nothing to steer: name some --model.augment")
     check_game(config, options)
@@ -162,9 +171,12 @@ def check_game(config: flags.Config, options: GameConfig) -> None:
         if getattr(options, name) < value:
             raise UserError(f"--model.{name.replace('_', '-')} {getattr(options, name)}: expected at least {value}")
     if config.run.remat and getattr(options, "network", None) != "residual":
-        raise UserError("--run.remat is of the blocks of --model.network residual: leave it out")
-    if config.batch_size % options.pack:
-        raise UserError(f"--batch-size {config.batch_size}: expected a multiple of --model.pack {options.pack}")
+        raise UserError("--run.remat is of residual blocks, and these networks have none: leave it out")
+    if config.batch_size % (options.pack * config.run.accumulate):
+        parts = f" times --run.accumulate {config.run.accumulate}" if config.run.accumulate > 1 else ""
+        raise UserError(f"--batch-size {config.batch_size}: expected a multiple of --model.pack {options.pack}{parts}")
+    if options.pack > 1 and config.run.parallel != "jit":
+        raise UserError(f"--model.pack {options.pack} is for jit: leave out --run.parallel {config.run.parallel}")
 
 
 def model_of(config: Config, spec: Spec) -> GAN:
@@ -192,14 +204,16 @@ def game(config: flags.Config, options: GameConfig) -> dict:
     """Loss, penalties and optimisers."""
     weights = {gans.r1: options.r1, gans.r2: options.r2, gans.gradient_penalty: options.gradient_penalty}
     critic = replace(config.optimizer, learning_rate=config.optimizer.learning_rate * options.discriminator_rate)
-    if options.lazy > 1:  # Karras et al. 2020, appendix B: the optimiser then takes 1 + 1 / k times as many steps
-        c = options.lazy / (options.lazy + 1)
+    penalties = [penalty(weight, options.lazy) for penalty, weight in weights.items() if weight]
+    extra = len(penalties) if options.lazy > 1 else 0
+    if extra:  # Karras et al. 2020, appendix B, for each penalty: the optimiser takes 1 / k as many steps more
+        c = options.lazy / (options.lazy + extra)
         critic = replace(critic, learning_rate=critic.learning_rate * c, b1=critic.b1**c, b2=critic.b2**c)
     return {
         "loss": getattr(gans, options.loss)(),
-        "penalties": [penalty(weight, options.lazy) for penalty, weight in weights.items() if weight],
+        "penalties": penalties,
         "generator_optimizer": config.optimizer.build(config.steps // options.n_critic),
-        "discriminator_optimizer": critic.build(config.steps + config.steps // options.lazy * (options.lazy > 1)),
+        "discriminator_optimizer": critic.build(config.steps + extra * (config.steps // options.lazy)),
         "n_critic": options.n_critic,
         "pack": options.pack,
     }
@@ -219,6 +233,7 @@ def judge_of(config: Config, spec: Spec, load: Callable[[], Dataset]) -> Classif
 def experiment(model: GAN, config: Config, spec: Spec, judge: Callable[[], Classifier]) -> Experiment:
     """What there is to see and to measure of a generator of images."""
     conditional, classes = config.model.conditional, len(spec.classes)
+    knows_classes = config.evaluate.inception is None  # FID's network knows others
     generate, sample = jax.jit(model.generate), jax.jit(model.sample, static_argnames=("n", "truncation"))
     discriminate = jax.jit(model.discriminate)
 
@@ -264,15 +279,16 @@ def experiment(model: GAN, config: Config, spec: Spec, judge: Callable[[], Class
         figures = {
             "Frechet distance": fidelity.frechet_distance(expected, features),
             "diversity": features.var(0).sum() / expected.var(0).sum(),
-            "modes": fidelity.mode_coverage(given, probabilities.shape[-1]).hit,
-            "told apart": np.mean(on_real[:, None] > on_fake[None, :]),
+            "discriminator AUC": np.mean(on_real[:, None] > on_fake[None, :]),
         }
-        if conditional:
+        if knows_classes:
+            figures["modes"] = fidelity.mode_coverage(given, probabilities.shape[-1]).hit
+        if knows_classes and conditional:
             figures["accuracy"] = np.mean(given == labels)
         return {name: Estimate(float(value), 0.0) for name, value in figures.items()}
 
     def warn(figures):
-        diversity, apart = figures["diversity"].mean, figures["told apart"].mean
+        diversity, apart = figures["diversity"].mean, figures["discriminator AUC"].mean
         if apart > 0.995:
             yield f"the discriminator tells {apart:.1%} of real and generated images apart: it is saturated"
         if diversity < 0.5:
@@ -284,7 +300,7 @@ def experiment(model: GAN, config: Config, spec: Spec, judge: Callable[[], Class
         images, labels = draw_many(params, key, n, on_progress)
         features, probabilities = network.apply(images)
         expected, _ = real_features(arrays, n)
-        of = f"{network.name}; {n:,} samples"
+        of = f"{network.name}; {n:,} samples, {len(expected):,} held out"
         figures = {}
         for name, value in fidelity.measures(expected, features, [m for m in names if m in fidelity.MEASURES]).items():
             figures[f"{TITLES.get(name, name)} ({of})"] = interval(value)
@@ -292,7 +308,7 @@ def experiment(model: GAN, config: Config, spec: Spec, judge: Callable[[], Class
             figures[f"score ({of})"] = interval(
                 fidelity.bootstrap(fidelity.classifier_score, probabilities, resamples=100)
             )
-        if "labels" in names:
+        if "labels" in names and knows_classes:
             given, modes = probabilities.argmax(-1), probabilities.shape[-1]
             coverage = fidelity.mode_coverage(given, modes)
             figures[f"modes of {modes:,} ({of})"] = Estimate(coverage.hit, 0.0)
@@ -303,11 +319,11 @@ def experiment(model: GAN, config: Config, spec: Spec, judge: Callable[[], Class
         return figures
 
     def real_features(arrays, count):
-        """Of held-out images; computed once."""
-        key = id(arrays["image"]), count
-        if key not in known:
-            known[key] = judge().apply(arrays["image"][:count])
-        return known[key]
+        """Of held-out images; those of the last time are remembered."""
+        if known.get("count") != count or known["image"] is not arrays["image"]:
+            found = judge().apply(arrays["image"][:count])
+            known.update(count=count, image=arrays["image"], found=found)
+        return known["found"]
 
     known = {}
 

@@ -1,11 +1,11 @@
 """Three digits as the channels of one image, 1,000 modes to be found: python -m experiments.gan_stacked_mnist
 
 By default the protocol of VEEGAN (Srivastava et al. 2017) as Lin et al. 2018 use it: 128,000 training images, 26,000
-samples, modes named by a classifier of digits on each channel. `unrolled` is that of Metz et al. 2017, with a
-discriminator of a quarter of the generator's size and 25,600 samples; figures of the two do not compare.
+samples, modes named by a classifier of digits on each channel. `unrolled` has the number of samples, 25,600, and the
+latents and batch of Metz et al. 2017; figures of the two do not compare. Networks and loss are this project's own.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Literal
@@ -16,6 +16,7 @@ from jaxgen import config as flags
 from jaxgen.classifier import by_channel
 from jaxgen.data import Dataset, Spec
 from jaxgen.data.stacked import stacked
+from jaxgen.errors import UserError
 from jaxgen.experiment import Experiment
 from jaxgen.run import main
 
@@ -46,13 +47,20 @@ class Config(gan_mnist.Config):
     evaluate: EvaluateConfig = field(default_factory=lambda: EvaluateConfig(metrics="labels", num_samples=26_000))
 
 
+def digits(config: Config) -> Dataset:
+    """What is stacked; a run folder knows it by the name of what became of it."""
+    return replace(config.data, name=config.data.name.removeprefix("stacked_")).load()
+
+
 def load(config: Config) -> Dataset:
-    return stacked(config.data.load(), count=config.data.count)
+    return stacked(digits(config), count=config.data.count)
 
 
 def build(config: Config, spec: Spec) -> Experiment:
     check(config, spec)
-    judge = cache(lambda: by_channel(gan_mnist.judge_of(config, spec, config.data.load)))
+    if config.evaluate.inception is not None:
+        raise UserError("--inception: three digits are judged by a classifier of digits; leave it out")
+    judge = cache(lambda: by_channel(gan_mnist.judge_of(config, spec, lambda: digits(config))))
     return experiment(model_of(config, spec), config, spec, judge)
 
 

@@ -47,11 +47,13 @@ class ModelConfig(gan_mnist.GameConfig):
     """The two networks and their game."""
 
     network: Literal["mlp", "pacgan"] = "mlp"
-    """Multilayer perceptrons, of which the discriminator sees waves too; or those of Lin et al. 2018."""
+    """Multilayer perceptrons that see waves of their input too; or those of Lin et al. 2018."""
     hidden: tuple[int, ...] = (128, 128, 128)
     """Widths of the hidden layers of each (of mlp)."""
     latents: int = 2
     """Latent dimensions."""
+    prior: Literal["normal", "uniform"] = "uniform"
+    """Of each latent: N(0, 1), or uniform in [-1, 1]."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,7 @@ class Config(flags.Config):
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     optimizer: flags.OptimizerConfig = field(
-        default_factory=lambda: flags.OptimizerConfig(learning_rate=1e-3, b1=0.0, b2=0.9, ema_decay=0.999)
+        default_factory=lambda: flags.OptimizerConfig(learning_rate=2e-3, b1=0.0, b2=0.9, ema_decay=0.999)
     )
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
 
@@ -92,6 +94,7 @@ def build(config: Config, spec: Spec) -> Experiment:
         discriminator=discriminator,
         **game(config, config.model),
         latents=config.model.latents,
+        prior=config.model.prior,
         observe=lambda batch: batch["point"],
         store=lambda x: x,
     )
@@ -107,7 +110,7 @@ def networks(config: Config) -> tuple[nn.Module, nn.Module]:
     sigma = config.data.sigma or SIGMA[config.data.name]
     octaves = 1 + max(0, round(math.log2(math.pi / 8 / sigma)))
     mlp = partial(MLP, kernel_init=nn.initializers.he_normal(), dtype=config.run.dtype)
-    generator = mlp(config.model.hidden, (2,), activation=leaky_relu)
+    generator = mlp(config.model.hidden, (2,), activation=leaky_relu, embed=partial(fourier, octaves=4))
     return generator, generator.clone(shape=(1,), embed=partial(fourier, octaves=octaves))
 
 
@@ -155,7 +158,7 @@ PACGAN = Config(
     workdir=Path("runs/pacgan"),
     steps=400_000,
     batch_size=400,
-    model=ModelConfig(network="pacgan", loss="non_saturating", r1=0.0, r2=0.0, pack=4),
+    model=ModelConfig("non_saturating", network="pacgan", prior="normal", r1=0.0, r2=0.0, pack=4),
     optimizer=flags.OptimizerConfig(learning_rate=1e-4, schedule="constant", b1=0.8),
     run=flags.RunConfig(log_every=2_000, evaluate_every=20_000, checkpoint_every=20_000),
 )

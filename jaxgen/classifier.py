@@ -5,8 +5,6 @@ A figure in its features compares with no figure in another network's, so its na
 
 import hashlib
 import io
-import zipfile
-import zlib
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
@@ -29,6 +27,7 @@ from jaxgen.train import train
 from jaxgen.types import Aux, Batch, Key, Model, Objective, Params
 
 SHIFT = 2  # pixels by which a training image may be moved
+VERSION = 1  # of the network and its training: counts up where either changes, so that what was kept is not used
 
 
 class Classifier(NamedTuple):
@@ -167,16 +166,17 @@ def _place(cache: Path | None, *what: int | str) -> Path:
         import platformdirs
 
         cache = Path(platformdirs.user_cache_dir("jaxgen"), "classifiers")
-    return cache / f"{hashlib.sha256(repr((SHIFT, what)).encode()).hexdigest()[:16]}.npz"
+    return cache / f"{hashlib.sha256(repr((VERSION, what)).encode()).hexdigest()[:16]}.npz"
 
 
 def _read(path: Path) -> dict[str, np.ndarray] | None:
     """None where there is none, or a damaged one: it is trained anew."""
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-            return {name: arrays[name] for name in arrays.files}
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile, zlib.error):
+            found = {name: arrays[name] for name in arrays.files}
+    except Exception:  # what damaged bytes raise depends on where they are damaged
         return None
+    return found if {"name", "accuracy"} <= found.keys() else None
 
 
 def _write(path: Path, arrays: dict[str, np.ndarray]) -> None:

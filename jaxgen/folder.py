@@ -136,7 +136,8 @@ def locked(directory: Path) -> Iterator[None]:
 
 def identity(record: Record) -> dict[str, Any]:
     """What two runs must share for one to go on from the other; how a run is watched and measured is not part of it."""
-    config = {k: v for k, v in record.config.items() if k not in ("workdir", "run", "evaluate", "sample")}
+    named = {"seeds": 1} | record.config
+    config = {k: v for k, v in named.items() if k not in ("workdir", "run", "evaluate", "sample")}
     config["data"] = {k: v for k, v in config["data"].items() if k not in ("dir", "strict", "name")}
     run = record.config.get("run", {})  # of which these decide what is computed, and who draws which noise
     as_before = {"accumulate": 1, "parallel": "jit", "dtype": "float32"}

@@ -1,5 +1,7 @@
 """Watches for steps whose numbers are not finite."""
 
+from collections.abc import Mapping
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,8 +13,9 @@ from jaxgen.types import PyTree
 class Guard:
     """Counts bad steps in a row, for each objective by itself: how many, the first, and what its numbers were."""
 
-    def __init__(self, most: int):
-        self.most, self.first, self.what = most, 0, ""
+    def __init__(self, most: int, periods: Mapping[str, int] = {}):
+        """`periods` are steps between two values of a loss that is not due at each of them."""
+        self.most, self.periods, self.first, self.what = most, periods, 0, ""
         self._rows: dict[str, tuple[int, int, str]] = {}  # of each objective: count, first step, its numbers
 
     @property
@@ -33,7 +36,8 @@ class Guard:
         due = {name: ~np.isnan(metrics[name]) for name in bad}
         if not bad:
             bad = {name: ~np.isfinite(v) for name, v in metrics.items() if name.split()[-1] == "loss"}
-            due = {name: np.ones(len(v), bool) for name, v in bad.items()}
+            steps = np.arange(progress.start, progress.stop) + 1
+            due = {name: steps % self.periods.get(name, 1) == 0 for name in bad}
         for i in range(progress.stop - progress.start):
             for name in bad:
                 if self.full:

@@ -41,7 +41,7 @@ def sharded(template: PyTree, mesh: Mesh, *, fsdp: bool = False) -> PyTree:
 
     def one(x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
         axes = [None] * x.ndim
-        if fsdp:
+        if fsdp and not jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):  # every device has the keys
             divisible = [axis for axis in range(x.ndim) if x.shape[axis] and x.shape[axis] % mesh.size == 0]
             if divisible:
                 axes[max(divisible, key=lambda axis: x.shape[axis])] = "data"

@@ -250,7 +250,7 @@ def _train(
         return parallel.put_chunk(chunk(config, data, start, stop, rows), mesh, stacked=stacked)
 
     losses: dict[int, float] = {}
-    guard = Guard(config.run.max_bad_steps)
+    guard = Guard(config.run.max_bad_steps, {f"{o.name or o.wrt} loss": o.every for o in model.objectives})
 
     def on_checkpoint(step: int, state: TrainState) -> None:
         if is_finite(state.params):

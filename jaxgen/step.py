@@ -146,6 +146,7 @@ def over_seeds(step: Step) -> Step:
     """The same step of several states at once, stacked along a first axis [S] as their batches [S, B, ...] are.
 
     They share the counter of steps, so that an objective is due for all of them or for none. Metrics are means over S.
+    A step that one of them has to leave out counts as left out.
     """
     mapped = jax.vmap(step, in_axes=(STACKED, 0), out_axes=(STACKED, 0))
 

@@ -66,7 +66,8 @@ def test_a_run_leaves_what_it_promises(tmp_path, capsys):
     out = tmp_path / "grid.png"
     for given in ([], ["--label", "3"], ["--truncation", "0.7"]):
         commands.main(["sample", str(config.workdir), "--num", "4", "--out", str(out), *given])
-        assert Image.open(out).size == (2 * (2 * 8 + 2), 2 * (2 * 8 + 2))
+        with Image.open(out) as picture:
+            assert picture.size == (2 * (2 * 8 + 2), 2 * (2 * 8 + 2))
     capsys.readouterr()
     commands.main(["evaluate", str(config.workdir), "--metrics", "frechet,kernel,prdc", "--num-samples", "50"])
     assert "kernel distance (mnist_5k classifier" in capsys.readouterr().out
@@ -118,7 +119,8 @@ def test_points_of_several_seeds(tmp_path, capsys):
     assert "modes of 25, mean ± standard deviation of 2 seeds" in printed
     out = tmp_path / "points.png"
     commands.main(["sample", str(config.workdir), "--num", "10", "--member", "1", "--out", str(out)])
-    assert np.asarray(Image.open(out)).std() > 0
+    with Image.open(out) as picture:
+        assert np.asarray(picture).std() > 0
     with pytest.raises(UserError, match="--member 2: expected 0 to 1"):
         commands.main(["sample", str(config.workdir), "--member", "2"])
 
@@ -137,6 +139,8 @@ def test_three_digits_are_judged_channel_by_channel(tmp_path, capsys):
     assert "modes of 1,000 (mnist_5k classifier" in capsys.readouterr().out
     record = json.loads((config.workdir / "config.json").read_text())
     assert record["data"]["name"] == "stacked_mnist_5k"
+    commands.main(["evaluate", str(config.workdir), "--num-samples", "100"])
+    assert "100 samples" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -146,7 +150,9 @@ def test_three_digits_are_judged_channel_by_channel(tmp_path, capsys):
         ({"model": gan_mnist.ModelConfig(pack=2)}, "pack joins examples of any label"),
         ({"model": gan_mnist.ModelConfig(r1=-1)}, "--model.r1 -1: expected at least 0"),
         ({"model": gan_mnist.ModelConfig(n_critic=0)}, "--model.n-critic 0: expected at least 1"),
-        ({"model": gan_mnist.ModelConfig(augment_target=0.6)}, "nothing to steer"),
+        ({"model": gan_mnist.ModelConfig("hinge", augment_target=0.6)}, "nothing to steer"),
+        ({"model": gan_mnist.ModelConfig(augment_target=0.6, augment=("cutout",))}, "wants a discriminator"),
+        ({"data": flags.ImageDataConfig("mnist_5k", binarization="dynamic")}, "dynamic is for likelihoods"),
         ({"sample": gan_mnist.SampleConfig(truncation=0.0)}, "--truncation 0.0: expected a number above 0"),
         ({"evaluate": gan_mnist.EvaluateConfig(num_samples=1)}, "--num-samples 1: expected at least"),
         ({"run": flags.RunConfig(remat=True)}, "--run.remat is of the blocks"),

@@ -7,8 +7,9 @@ import optax
 import pytest
 
 from jaxgen.config import OptimizerConfig
+from jaxgen.guard import Guard
 from jaxgen.step import init_state, make_step, scan_steps
-from jaxgen.train import Hook, _chunks, train
+from jaxgen.train import Hook, Progress, _chunks, train
 from jaxgen.types import Aux, Model, Objective
 
 
@@ -115,6 +116,16 @@ def test_a_long_gradient_is_scaled_down_to_its_largest_norm():
         nu = [next(s.nu["w"] for s in jax.tree.leaves(state, is_leaf=is_adam) if is_adam(s)) for state in states]
         moments.append(nu[0] / nu[1])
     np.testing.assert_allclose(moments, [[(1 / 0.5) ** 2] * 2, [10.0**2] * 2], rtol=1e-5)
+
+
+def test_a_loss_that_is_not_due_is_no_bad_step():
+    """Without a guard in the step; the second objective has a value at every third step, the others are no number."""
+    guard = Guard(3, {"b loss": 3})
+    values = np.array([np.nan, np.nan, 1.0] * 4)
+    guard.progress(Progress(0, 12, {"a loss": np.ones(12), "b loss": values}, 1.0))
+    assert guard.count == 0
+    guard.progress(Progress(12, 21, {"a loss": np.ones(9), "b loss": np.full(9, np.nan)}, 1.0))
+    assert (guard.full, guard.first) == (True, 14)
 
 
 def is_adam(x) -> bool:

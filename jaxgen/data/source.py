@@ -69,7 +69,7 @@ def batch_indices(num_examples: int, batch_size: int, *, seed: int, start: int, 
     return np.concatenate(pieces).reshape(stop - start, batch_size)
 
 
-@lru_cache(maxsize=4)  # neighbouring chunks of steps read the same epoch
+@lru_cache(maxsize=64)  # neighbouring chunks of steps read the same epoch, of each of several seeds
 def _permutation(num_examples: int, seed: int, epoch: int) -> np.ndarray:
     permutation = np.random.default_rng((seed, epoch)).permutation(num_examples)
     permutation.setflags(write=False)  # it is shared by later calls

@@ -317,7 +317,11 @@ def gan(
         z = draw(z_key, n)
         if truncation is not None:
             normal = prior == "normal"
-            z = jax.random.truncated_normal(z_key, -truncation, truncation, z.shape) if normal else truncation * z
+            z = (
+                jax.random.truncated_normal(z_key, -truncation, truncation, z.shape)
+                if normal
+                else min(truncation, 1.0) * z
+            )
         if num_classes and condition is None:
             condition = jax.random.randint(label_key, (n,), 0, num_classes)
         return store(generate(params, z, condition))

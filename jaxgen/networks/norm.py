@@ -4,6 +4,7 @@ What these layers remember lies in the collection `batch_stats`: they renew it w
 training, and use it as it is where it may not.
 """
 
+import math
 from typing import Literal
 
 import flax.linen as nn
@@ -18,8 +19,8 @@ class Norm(nn.Module):
     Scale and shift are parameters, or with a condition an affine function of it (Dumoulin et al. 2017).
 
     Attributes:
-      kind: "batch" normalises over a batch (Ioffe & Szegedy 2015), "group" over the pixels of one example and eighths
-        of its channels (Wu & He 2018), so that no example depends on another; "none" only scales and shifts.
+      kind: "batch" normalises over a batch (Ioffe & Szegedy 2015), "group" over the pixels of one example and up to
+        eight groups of its channels (Wu & He 2018), so that no example depends on another; "none" scales and shifts.
       dtype: of the arithmetic.
     """
 
@@ -33,7 +34,7 @@ class Norm(nn.Module):
             running = not self.is_mutable_collection("batch_stats")
             x = nn.BatchNorm(use_running_average=running, momentum=0.9, **plain)(x)
         elif self.kind == "group":
-            x = nn.GroupNorm(num_groups=min(8, x.shape[-1]), **plain)(x)
+            x = nn.GroupNorm(num_groups=math.gcd(8, x.shape[-1]), **plain)(x)
         if condition is None:
             return x
         scale, shift = (
