@@ -143,8 +143,9 @@ def test_bfloat16_is_of_the_arithmetic_and_of_nothing_that_stays(name):
     step, (state, batch) = make_step(model), built(name)[3:]
     text = jax.jit(step).lower(state, batch).as_text()
     products = [line for line in text.splitlines() if "stablehlo.dot_general" in line or ".convolution(" in line]
+    products = [line for line in products if "tensor<1x" not in line]  # power iterations of spectral normalisation stay
     assert products
-    assert all("bf16" in line for line in products)
+    assert [line for line in products if "bf16" not in line] == []
     assert not any(x.dtype == jnp.bfloat16 for x in jax.tree.leaves(jax.eval_shape(step, state, batch)))
     first = gather(data.train, np.arange(config.batch_size))
     params = jax.jit(model.init)(jax.random.key(0), first)
