@@ -155,7 +155,7 @@ def test_three_digits_are_judged_channel_by_channel(tmp_path, capsys):
         ({"data": flags.ImageDataConfig("mnist_5k", binarization="dynamic")}, "dynamic is for likelihoods"),
         ({"sample": gan_mnist.SampleConfig(truncation=0.0)}, "--truncation 0.0: expected a number above 0"),
         ({"evaluate": gan_mnist.EvaluateConfig(num_samples=1)}, "--num-samples 1: expected at least"),
-        ({"run": flags.RunConfig(remat=True)}, "--run.remat is of the blocks"),
+        ({"run": flags.RunConfig(remat=True)}, "--run.remat is of residual blocks"),
         ({"data": flags.ImageDataConfig("mnist_5k", image_size=4, binarization="none")}, "at least 8x8"),
     ],
 )
