@@ -82,7 +82,7 @@ def test_a_run_leaves_what_it_promises(config, capsys):
     assert pictures == [f"{kind}_{step:07d}.png" for kind in kinds for step in (60, 120)]
     page = (config.workdir / "report.html").read_text()
     assert "python -m experiments.vae_mnist" in page
-    assert page.count("data:image/png;base64,") == 3
+    assert page.count("data:image/png;base64,") == 6  # the newest of each kind, and those before folded away
     assert not re.search(r"(src|href)=\"(?!data:)", page.partition("<svg")[0])
     printed = capsys.readouterr().out
     assert "mnist_5k, dynamic binarisation, 2 importance samples, 1,000 images" in printed
