@@ -1,11 +1,23 @@
 """Four devices on one processor, so that what is sharded can be tested anywhere."""
 
 import os
+import shutil
+import tempfile
 
-# These tests spend their time on compiling, and hardly any on running what was compiled.
+# These tests spend their time on compiling, and hardly any on running what was compiled: what one of them has compiled,
+# all others are spared.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0"
+compiled = None if "PYTEST_XDIST_WORKER" in os.environ else tempfile.mkdtemp(prefix="jaxgen-tests-")
+if compiled:
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = compiled
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
 
 import jax
 
 jax.config.update("jax_num_cpu_devices", 4)
+
+
+def pytest_unconfigure():
+    if compiled:
+        shutil.rmtree(compiled, ignore_errors=True)
