@@ -4,10 +4,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+import jax
 import optax
 
 from jaxgen.data import Dataset, load_images
+from jaxgen.data.text import load_text
 from jaxgen.errors import UserError
+from jaxgen.types import PyTree
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,29 @@ class ImageDataConfig(DataConfig):
 
 
 @dataclass(frozen=True)
+class TextDataConfig(DataConfig):
+    """Which text."""
+
+    name: str = "tiny_shakespeare"
+    """tiny_shakespeare, python_source (Python's own code), or text:PATH for a file or folder of yours."""
+    vocabulary: Literal["characters", "bytes", "bpe"] = "characters"
+    """What a token is: a character of the text, a byte, or byte pairs often written together."""
+    vocabulary_size: int = 1024
+    """How many tokens bpe learns, the 256 bytes among them."""
+
+    def load(self, context: int) -> Dataset:
+        """The text, in memory: windows of that many tokens and one more."""
+        return load_text(
+            self.name,
+            data_dir=self.dir,
+            strict=self.strict,
+            vocabulary=self.vocabulary,
+            vocabulary_size=self.vocabulary_size,
+            context=context,
+        )
+
+
+@dataclass(frozen=True)
 class OptimizerConfig:
     """Adam (Kingma & Ba 2015) and its schedule."""
 
@@ -58,6 +84,10 @@ class OptimizerConfig:
     """Decay of the second moment."""
     epsilon: float = 1e-8
     """Added to the root of the second moment."""
+    final_rate: float = 0.0
+    """Where the cosine ends, as a share of the highest step size."""
+    weight_decay: float = 0.0
+    """Share of each kernel and embedding that a step of size 1 takes away (AdamW, Loshchilov & Hutter 2019)."""
     clip_norm: float | None = None
     """Largest norm of a gradient; a longer one is scaled down to it."""
     ema_decay: float | None = None
@@ -67,12 +97,22 @@ class OptimizerConfig:
         """The optimiser for a training of that many steps."""
         rate = optax.constant_schedule(self.learning_rate)
         if self.schedule == "cosine":
-            rate = optax.cosine_decay_schedule(self.learning_rate, max(1, steps - self.warmup_steps))
+            duration = max(1, steps - self.warmup_steps)
+            rate = optax.cosine_decay_schedule(self.learning_rate, duration, self.final_rate)
         if self.warmup_steps:
             rise = optax.linear_schedule(0.0, self.learning_rate, self.warmup_steps)
             rate = optax.join_schedules([rise, rate], [self.warmup_steps])
-        adam = optax.adam(rate, b1=self.b1, b2=self.b2, eps=self.epsilon)
+        moments = {"b1": self.b1, "b2": self.b2, "eps": self.epsilon}
+        adam = optax.adamw(rate, weight_decay=self.weight_decay, mask=_decays, **moments)
+        if not self.weight_decay:
+            adam = optax.adam(rate, **moments)
         return optax.chain(optax.clip_by_global_norm(self.clip_norm), adam) if self.clip_norm else adam
+
+
+def _decays(params: PyTree) -> PyTree:
+    """True for what multiplies activations; a norm's scale and a bias have no size that ought to be small."""
+    names = ("kernel", "embedding")
+    return jax.tree.map_with_path(lambda path, _: getattr(path[-1], "key", "") in names, params)
 
 
 @dataclass(frozen=True)
@@ -162,6 +202,8 @@ def check(config: Config) -> None:
         ("run.chunk", run.chunk, 1),
         ("run.accumulate", run.accumulate, 1),
         ("optimizer.warmup-steps", optimizer.warmup_steps, 0),
+        ("optimizer.weight-decay", optimizer.weight_decay, 0),
+        ("optimizer.final-rate", optimizer.final_rate, 0),
     ):
         if value < least:
             raise UserError(f"--{flag} {value}: expected at least {least}")

@@ -3,6 +3,7 @@
 import gzip
 import hashlib
 import http.server
+import itertools
 import json
 import os
 import socket
@@ -15,7 +16,9 @@ import numpy as np
 import pytest
 
 from jaxgen.data import load_images
-from jaxgen.data.prepare import RAW, download, find, prepare, prepared
+from jaxgen.data.prepare import RAW, RAW_TEXT, UnavailableError, download, fetch, find, prepare, prepared
+from jaxgen.data.text import load_text
+from jaxgen.data.vocabulary import vocabulary as rebuilt
 from jaxgen.errors import UserError
 
 SIZES = {"train": 23, "validation": 5, "test": 7}
@@ -150,12 +153,12 @@ def test_a_missing_file_is_named(name, raw, tmp_path):
 def test_an_interrupted_preparation_leaves_nothing_that_passes_for_whole(
     name, raw, tmp_path, monkeypatch, interruption
 ):
-    def examples(contents):
-        yield np.zeros((28, 28), np.uint8), 0
+    def examples(*contents):
+        yield from itertools.islice(RAW["fashion_mnist"].examples(*contents), 1)
         raise interruption
 
     with monkeypatch.context() as patch:
-        patch.setattr("jaxgen.data.prepare._examples", examples)
+        patch.setitem(RAW, name, RAW[name]._replace(examples=examples))
         with pytest.raises((KeyboardInterrupt, UserError)) as error:
             prepare(name, raw_dir=raw[0], data_dir=tmp_path / "tfds")
     if error.type is UserError:
@@ -180,8 +183,54 @@ def test_an_unwritable_folder_is_named(name, raw, tmp_path):
         prepare(name, raw_dir=raw[0], data_dir=tmp_path / "file" / "tfds")
 
 
+# Texts
+
+
+@pytest.fixture
+def raw_text(tmp_path, monkeypatch):
+    """A folder with a small text in place of Tiny Shakespeare; (folder, text)."""
+    text = "".join(map(chr, np.random.default_rng(0).integers(ord("à"), ord("ö"), 137)))  # 123, 7 and 7 characters
+    folder = tmp_path / "raw"
+    folder.mkdir()
+    (folder / "input.txt").write_text(text)
+    sums = {"input.txt": hashlib.sha256(text.encode()).hexdigest()}
+    monkeypatch.setitem(RAW_TEXT, "tiny_shakespeare", RAW_TEXT["tiny_shakespeare"]._replace(sha256=sums))
+    return folder, text
+
+
+def test_a_text_is_prepared_as_tfds_does_without_tensorflow(raw_text, tmp_path, capfd):
+    folder, text = raw_text
+    written = prepare("tiny_shakespeare", raw_dir=folder, data_dir=tmp_path / "tfds")
+    assert written == tmp_path / "tfds" / "tiny_shakespeare" / "1.0.0" == find("tiny_shakespeare", tmp_path / "tfds")
+    assert capfd.readouterr() == ("", f"preparing tiny_shakespeare in {tmp_path / 'tfds'}\n")
+    program = """
+import json, sys
+import tensorflow_datasets as tfds
+splits = ("train", "validation", "test")
+sources = [tfds.data_source("tiny_shakespeare", split=split, data_dir=sys.argv[1]) for split in splits]
+stock = tfds.builder("tiny_shakespeare", data_dir=sys.argv[1])
+assert stock.is_prepared() and repr(stock.info.features) == repr(type(stock)._info(stock).features)
+print(json.dumps([[example["text"].decode() for example in source] for source in sources]))
+assert "tensorflow" not in sys.modules
+"""
+    command = [sys.executable, "-c", program, str(tmp_path / "tfds")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    # Of 137 characters, 0.9 are 123.3; of the other 14, a half is 7.
+    assert json.loads(done.stdout) == [[text[:123]], [text[123:130]], [text[130:]]]
+
+
+def test_a_truncated_text_is_named_and_nothing_is_written(raw_text, tmp_path):
+    file = raw_text[0] / "input.txt"
+    file.write_bytes(file.read_bytes()[:-2])
+    with pytest.raises(UserError, match=f"{file} is truncated or not the right file: expected sha256") as error:
+        prepare("tiny_shakespeare", raw_dir=raw_text[0], data_dir=tmp_path / "tfds")
+    assert RAW_TEXT["tiny_shakespeare"].sha256["input.txt"] in str(error.value)
+    assert not (tmp_path / "tfds").exists()
+
+
 def test_only_known_data_sets_are_prepared(tmp_path):
-    with pytest.raises(UserError, match=r"cannot prepare 'mnits' .*mnist, fashion_mnist, binarized_mnist"):
+    with pytest.raises(UserError, match=r"cannot prepare 'mnits' .*mnist, fashion_mnist, binarized_mnist, tiny_sh"):
         prepare("mnits", raw_dir=tmp_path)
 
 
@@ -252,6 +301,25 @@ def test_load_images_downloads_and_prepares(name, raw, server, tmp_path, monkeyp
     assert (tmp_path / "tfds" / "downloads" / "mnist").is_dir()
 
 
+def test_load_text_downloads_and_prepares_once(raw_text, server, tmp_path, monkeypatch):
+    url, asked = server
+    raw = RAW_TEXT["tiny_shakespeare"]._replace(url=url)
+    monkeypatch.setitem(RAW_TEXT, "tiny_shakespeare", raw)
+    for _ in range(2):
+        data = load_text("tiny_shakespeare", data_dir=tmp_path / "tfds", context=5)
+        assert (data.name, data.notice, data.source) == ("tiny_shakespeare", None, raw.credit)
+        assert len(data) == 123 - 5
+    assert asked == ["/raw/input.txt"]
+
+
+def test_what_can_be_neither_found_nor_had_says_so(raw_text, server, tmp_path, monkeypatch):
+    raw = RAW_TEXT["tiny_shakespeare"]._replace(url=server[0] + "elsewhere/")
+    monkeypatch.setitem(RAW_TEXT, "tiny_shakespeare", raw)
+    with pytest.raises(UnavailableError, match=r"neither prepared in .*tfds nor downloadable .*404.* --from DIR"):
+        fetch("tiny_shakespeare", tmp_path / "tfds")
+    assert not (tmp_path / "tfds").exists()
+
+
 @pytest.mark.parametrize("name", ["mnist"], indirect=True)
 def test_a_wrong_file_from_the_server_is_refused(name, raw, server, tmp_path, monkeypatch):
     at(server[0], name, monkeypatch)
@@ -305,7 +373,12 @@ def test_an_unreachable_server_is_reported(tmp_path, monkeypatch):
         download("mnist", tmp_path / "into")
 
 
-@pytest.mark.skipif("JAXGEN_TEST_DATA" not in os.environ, reason="JAXGEN_TEST_DATA names no folder of the real files")
+real_files = pytest.mark.skipif(
+    "JAXGEN_TEST_DATA" not in os.environ, reason="JAXGEN_TEST_DATA names no folder of the real files"
+)
+
+
+@real_files
 def test_real_files(name, tmp_path):
     prepare(name, raw_dir=os.path.join(os.environ["JAXGEN_TEST_DATA"], name), data_dir=tmp_path)
     data = load_images(name, data_dir=tmp_path, strict=True)
@@ -321,3 +394,15 @@ def test_real_files(name, tmp_path):
         assert set(data.test["label"]) == set(range(10))
         mean = {"mnist": 33.3184, "fashion_mnist": 72.9404}[name]  # of the training set, often used to normalise it
         assert abs(data.train["image"].mean() - mean) < 1e-3
+
+
+@real_files
+def test_the_real_text(tmp_path):
+    raw_dir = os.path.join(os.environ["JAXGEN_TEST_DATA"], "tiny_shakespeare")
+    prepare("tiny_shakespeare", raw_dir=raw_dir, data_dir=tmp_path)
+    data = load_text("tiny_shakespeare", data_dir=tmp_path, strict=True, context=64)
+    vocabulary = rebuilt(data.vocabulary)
+    assert vocabulary.name == "65 characters"
+    assert len(data) == 1_003_854 - 64
+    assert (data.test["length"] - 1).sum() == 111_540 - 1
+    assert vocabulary.decode(data.train["tokens"][0]).startswith("First Citizen:\nBefore we proceed")

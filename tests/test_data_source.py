@@ -1,7 +1,12 @@
+import hashlib
+import tracemalloc
+from dataclasses import replace
+
+import msgspec
 import numpy as np
 import pytest
 
-from jaxgen.data.source import batch_indices, check, gather
+from jaxgen.data.source import Dataset, Spec, batch_indices, check, gather
 from jaxgen.errors import UserError
 
 
@@ -55,6 +60,64 @@ def test_gather_equals_indexing(shape):
 def test_gather_refuses_an_index_out_of_range():
     with pytest.raises(IndexError):
         gather({"image": np.zeros((3, 2))}, np.array([3]))
+
+
+# Windows at all offsets of one sequence
+
+
+def windows(sequence, length):
+    return np.lib.stride_tricks.sliding_window_view(sequence, length)
+
+
+@pytest.mark.parametrize("shape", [(), (5,), (2, 3, 4)])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_gather_of_windows_equals_slicing(shape, dtype):
+    rng = np.random.default_rng(0)
+    sequence = rng.integers(0, 200, 100).astype(dtype)
+    indices = rng.integers(0, 91, shape)
+    batch = gather({"tokens": windows(sequence, 10)}, indices)["tokens"]
+    assert batch.dtype == dtype
+    assert batch.flags.c_contiguous
+    expected = [sequence[i : i + 10] for i in indices.ravel()]
+    np.testing.assert_array_equal(batch, np.reshape(expected, (*shape, 10)))
+    with pytest.raises(IndexError):
+        gather({"tokens": windows(sequence, 10)}, np.array([91]))
+
+
+def test_windows_are_never_written_out():
+    sequence = np.zeros(20_000, np.uint8)
+    data = Dataset("long", train={"tokens": windows(sequence, 5_000)}, test={"tokens": windows(sequence, 5_000)})
+    tracemalloc.start()
+    gather(data.train, np.arange(8))
+    data.spec  # noqa: B018
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1e6  # they would take 75e6 bytes
+
+
+def test_the_digest_of_windows_covers_every_token_and_what_they_mean():
+    def digest(sequence, **more):
+        return Dataset("text", train={"tokens": windows(sequence, 4)}, test={}, **more).spec.digest
+
+    sequence = np.arange(10, dtype=np.uint8)
+    assert digest(sequence) == digest(sequence.copy())
+    changed = [sequence + (np.arange(10) == i).astype(np.uint8) for i in range(10)]
+    assert len({digest(s) for s in (sequence, *changed)}) == 11
+    assert digest(sequence, vocabulary="a") != digest(sequence, vocabulary="b")
+
+
+def test_the_digest_of_other_arrays_is_that_of_their_bytes():
+    image = np.random.default_rng(0).integers(0, 256, (5, 6, 3), np.uint8)
+    data = Dataset("images", train={"image": image, "column": image[..., 1]}, test={"image": image[:1]})
+    expected = hashlib.sha256(image.tobytes() + image[..., 1].tobytes() + image[:1].tobytes())
+    assert data.spec.digest == expected.hexdigest()[:16]
+
+
+def test_a_spec_of_an_older_run_is_read():
+    old = {"name": "mnist_5k", "entries": {"image": [[28, 28, 1], "uint8"]}, "digest": "ab"}
+    spec = msgspec.convert(old, Spec)
+    assert (spec.vocabulary, spec.entries) == ("", {"image": ((28, 28, 1), "uint8")})
+    assert msgspec.json.decode(msgspec.json.encode(replace(spec, vocabulary="x")), type=Spec).vocabulary == "x"
 
 
 def test_check_accepts_sound_arrays():

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxgen.data.prepare import RAW, data_folder, download, find, prepare, prepared
+from jaxgen.data.prepare import RAW, UnavailableError, data_folder, fetch, find, prepared
 from jaxgen.data.source import Arrays, Dataset, check
 from jaxgen.errors import UserError
 
@@ -51,8 +51,11 @@ def load_images(
     elif name.startswith("folder:"):
         data = _folder(name, image_size)
     else:
+        folder = find(name, data_dir)
+        if folder is None and name not in RAW:
+            raise _unknown(name, data_folder(data_dir))
         try:
-            folder = find(name, data_dir) or _fetch(name, data_dir)
+            folder = folder or fetch(name, data_dir)
         except UnavailableError as error:
             if strict:
                 raise UserError(f"{error}; --data.strict forbids training on mnist_5k instead") from error
@@ -69,26 +72,6 @@ def load_images(
         if arrays is not None:
             check(arrays, f"{data.name} ({split})")
     return _binarized(data, binarization)
-
-
-class UnavailableError(UserError):
-    """A data set that is neither prepared nor downloadable."""
-
-
-def _fetch(name: str, data_dir: str | Path | None) -> Path:
-    """Download and prepare a data set, and return its folder."""
-    root = data_folder(data_dir)
-    if name not in RAW:
-        raise _unknown(name, root)
-    try:
-        raw_dir = root / "downloads" / name  # a folder of its own: MNIST's and Fashion-MNIST's files have equal names
-        download(name, raw_dir)
-        return prepare(name, raw_dir=raw_dir, data_dir=data_dir)
-    except UserError as error:
-        raise UnavailableError(
-            f"{name} is neither prepared in {root} nor downloadable ({error}); with its raw files in a folder DIR, "
-            f"prepare it by: python -m jaxgen data prepare {name} --from DIR"
-        ) from error
 
 
 def _unknown(name: str, root: Path) -> UserError:

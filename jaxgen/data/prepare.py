@@ -1,9 +1,9 @@
 """TFDS data sets from raw files, without TensorFlow: `python -m jaxgen data prepare mnist --from DIR`.
 
-tensorflow-datasets' own builders of these data sets encode images with TensorFlow. A builder with the same name,
-version and features that yields PNG bytes writes the same examples without it, and `tfds.data_source` reads them.
-Its downloader is not used either: offline it retries for minutes, and the files of MNIST and Fashion-MNIST have the
-same names, so in a shared download folder they silently mix.
+tensorflow-datasets' own builders of these data sets read files or encode images with TensorFlow. A builder with the
+same name, version and features that yields text or PNG bytes writes the same examples without it, and
+`tfds.data_source` reads them. Its downloader is not used either: offline it retries for minutes, and the files of MNIST
+and Fashion-MNIST have the same names, so in a shared download folder they silently mix.
 """
 
 import contextlib
@@ -20,25 +20,80 @@ import threading
 import urllib.error
 import urllib.request
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from http.client import HTTPException
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from jaxgen.errors import UserError
 
+Example = tuple[int | str, dict[str, Any]]  # its key, which decides the order, and its values
+
 
 class Raw(NamedTuple):
-    """The raw files of a data set; version, file names, addresses and sums are those of tensorflow-datasets 4.9.10."""
+    """What a data set is made of; version, file names, addresses and sums are those of tensorflow-datasets 4.9.10."""
 
     version: str
     url: str  # address of the folder that holds the files
-    splits: dict[str, tuple[str, ...]]  # split -> its images file and, where there are labels, its labels file
-    sha256: dict[str, str]
+    splits: dict[str, tuple[str, ...]]  # split -> the files that it is read from
+    sha256: dict[str, str]  # of every file
     credit: str
-    label: dict | None = None  # arguments of tfds.features.ClassLabel, None where there are no labels
+    features: Callable[[], dict[str, Any]]  # TFDS's description of an example; a function, since it imports TFDS
+    examples: Callable[..., Iterator[Example]]  # (split, *contents of its files) -> the split's examples
+
+
+def _image_features(**label: Any) -> dict[str, Any]:
+    """A small image and, where `label` holds arguments of ClassLabel, its label."""
+    import tensorflow_datasets as tfds
+
+    image = {"image": tfds.features.Image(shape=(28, 28, 1))}
+    return image | {"label": tfds.features.ClassLabel(**label)} if label else image
+
+
+def _idx_images(split: str, images: bytes, labels: bytes) -> Iterator[Example]:
+    """Images and labels of two packed IDX files."""
+    images, labels = _idx(gzip.decompress(images)), _idx(gzip.decompress(labels)).tolist()
+    for key, (image, label) in enumerate(zip(images, labels, strict=True)):
+        yield key, {"image": _png(image), "label": label}
+
+
+def _idx(contents: bytes) -> np.ndarray:
+    """The uint8 array of an IDX file: two zero bytes, type, number of axes, big-endian lengths, values."""
+    axes = contents[3]
+    shape = np.frombuffer(contents, ">i4", count=axes, offset=4)
+    return np.frombuffer(contents, np.uint8, offset=4 + 4 * axes).reshape(shape)
+
+
+def _amat_images(split: str, matrix: bytes) -> Iterator[Example]:
+    """Images that are the rows of one matrix of 0 and 1, written as text."""
+    pixels = np.frombuffer(matrix, np.uint8)[::2] - ord("0")  # every number is one digit and one separator
+    for key, image in enumerate(pixels.reshape(-1, 28, 28)):
+        yield key, {"image": _png(image)}
+
+
+def _png(image: np.ndarray) -> bytes:
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "png")
+    return buffer.getvalue()
+
+
+def _text_features() -> dict[str, Any]:
+    import tensorflow_datasets as tfds
+
+    return {"text": tfds.features.Text()}
+
+
+def _text_part(split: str, contents: bytes) -> Iterator[Example]:
+    """One example, the split's share of the text: the first 90 % of the characters, half of the rest, what remains."""
+    text = contents.decode()
+    first, rest = text[: int(len(text) * 0.9)], text[int(len(text) * 0.9) :]
+    half = int(len(rest) * 0.5)
+    yield split, {"text": {"train": first, "validation": rest[:half], "test": rest[half:]}[split]}
 
 
 _IDX_SPLITS = {
@@ -46,7 +101,7 @@ _IDX_SPLITS = {
     "test": ("t10k-images-idx3-ubyte.gz", "t10k-labels-idx1-ubyte.gz"),
 }
 
-RAW = {
+RAW = {  # images
     "mnist": Raw(
         version="3.0.1",
         url="https://storage.googleapis.com/cvdf-datasets/mnist/",
@@ -58,7 +113,8 @@ RAW = {
             "t10k-labels-idx1-ubyte.gz": "f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6",
         },
         credit="MNIST, LeCun, Cortes and Burges, http://yann.lecun.com/exdb/mnist/ (no licence stated)",
-        label={"num_classes": 10},
+        features=partial(_image_features, num_classes=10),
+        examples=_idx_images,
     ),
     "fashion_mnist": Raw(
         version="3.0.1",
@@ -71,8 +127,9 @@ RAW = {
             "t10k-labels-idx1-ubyte.gz": "67da17c76eaffca5446c3361aaab5c3cd6d1c2608764d35dfb1850b086bf8dd5",
         },
         credit="Fashion-MNIST, Xiao, Rasul and Vollgraf 2017, https://github.com/zalandoresearch/fashion-mnist (MIT)",
-        label={
-            "names": [
+        features=partial(
+            _image_features,
+            names=[
                 "T-shirt/top",
                 "Trouser",
                 "Pullover",
@@ -83,8 +140,9 @@ RAW = {
                 "Sneaker",
                 "Bag",
                 "Ankle boot",
-            ]
-        },
+            ],
+        ),
+        examples=_idx_images,
     ),
     "binarized_mnist": Raw(
         version="1.0.0",
@@ -101,8 +159,29 @@ RAW = {
         },
         credit="MNIST binarised once, Larochelle and Murray 2011, http://www.cs.toronto.edu/~larocheh/ "
         "(no licence stated)",
+        features=_image_features,
+        examples=_amat_images,
     ),
 }
+
+RAW_TEXT = {  # texts
+    "tiny_shakespeare": Raw(
+        version="1.0.0",
+        url="https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/",
+        splits={"train": ("input.txt",), "validation": ("input.txt",), "test": ("input.txt",)},
+        sha256={"input.txt": "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"},
+        credit="Tiny Shakespeare, Karpathy 2015, https://github.com/karpathy/char-rnn (MIT)",
+        features=_text_features,
+        examples=_text_part,
+    ),
+}
+
+
+def _raw(name: str) -> Raw:
+    known = RAW | RAW_TEXT
+    if name not in known:
+        raise UserError(f"cannot prepare {name!r} from raw files: expected one of {', '.join(known)}")
+    return known[name]
 
 
 def data_folder(data_dir: str | Path | None = None) -> Path:
@@ -143,11 +222,39 @@ def find(name: str, data_dir: str | Path | None = None) -> Path | None:
     return max(found.values(), key=lambda folder: [int(n) for n in folder.name.split(".")], default=None)
 
 
+class UnavailableError(UserError):
+    """A data set that is neither prepared nor downloadable."""
+
+
+def fetch(name: str, data_dir: str | Path | None = None) -> Path:
+    """The folder of a data set, which is downloaded and prepared where it is not yet.
+
+    Args:
+      name: a name of `RAW` or `RAW_TEXT`.
+      data_dir: see `data_folder`.
+
+    Raises:
+      UnavailableError: its files cannot be had or not be written, with the reason.
+    """
+    if (folder := find(name, data_dir)) is not None:
+        return folder
+    root = data_folder(data_dir)
+    raw_dir = root / "downloads" / name  # a folder of its own: MNIST's and Fashion-MNIST's files have equal names
+    try:
+        download(name, raw_dir)
+        return prepare(name, raw_dir=raw_dir, data_dir=data_dir)
+    except UserError as error:
+        raise UnavailableError(
+            f"{name} is neither prepared in {root} nor downloadable ({error}); with its raw files in a folder DIR, "
+            f"prepare it by: python -m jaxgen data prepare {name} --from DIR"
+        ) from error
+
+
 def prepare(name: str, *, raw_dir: str | Path, data_dir: str | Path | None = None) -> Path:
     """Write the TFDS data set `name` (ArrayRecord files) from its raw files, all of which are verified first.
 
     Args:
-      name: a name of `RAW`.
+      name: a name of `RAW` or `RAW_TEXT`.
       raw_dir: holds the files named there, an `.amat` file perhaps as `.amat.gz`.
       data_dir: see `data_folder`.
 
@@ -157,11 +264,10 @@ def prepare(name: str, *, raw_dir: str | Path, data_dir: str | Path | None = Non
     Raises:
       UserError: unknown name; a raw file is missing, truncated or has another sha256; `data_dir` cannot be written.
     """
-    if name not in RAW:
-        raise UserError(f"cannot prepare {name!r} from raw files: expected one of {', '.join(RAW)}")
+    raw = _raw(name)
     if (folder := find(name, data_dir)) is not None:
         return folder
-    contents = {file: _verified(name, Path(raw_dir).expanduser(), file) for file in RAW[name].sha256}
+    contents = {file: _verified(name, Path(raw_dir).expanduser(), file) for file in raw.sha256}
     root = data_folder(data_dir)
     print(f"preparing {name} in {root}", file=sys.stderr, flush=True)
     try:
@@ -177,7 +283,7 @@ def prepare(name: str, *, raw_dir: str | Path, data_dir: str | Path | None = Non
 
 def _verified(name: str, raw_dir: Path, file: str) -> bytes:
     """The contents of a raw file, once their sha256 is the expected one."""
-    path = raw_dir / file
+    raw, path = _raw(name), raw_dir / file
     if not path.exists() and (raw_dir / f"{file}.gz").exists():
         path = raw_dir / f"{file}.gz"
     try:
@@ -186,50 +292,24 @@ def _verified(name: str, raw_dir: Path, file: str) -> bytes:
             contents = gzip.decompress(contents)
     except FileNotFoundError as error:
         raise UserError(
-            f"{path} is missing: {name} is prepared from {', '.join(RAW[name].sha256)}, get them from {RAW[name].url}"
+            f"{path} is missing: {name} is prepared from {', '.join(raw.sha256)}, get them from {raw.url}"
         ) from error
     except (OSError, EOFError, zlib.error) as error:
-        raise UserError(f"cannot read {path} ({error}): get it again from {RAW[name].url}") from error
+        raise UserError(f"cannot read {path} ({error}): get it again from {raw.url}") from error
     found = hashlib.sha256(contents).hexdigest()
-    if found != RAW[name].sha256[file]:
+    if found != raw.sha256[file]:
         raise UserError(
-            f"{path} is truncated or not the right file: expected sha256 {RAW[name].sha256[file]}, found {found} "
-            f"({len(contents)} bytes); get it again from {RAW[name].url}"
+            f"{path} is truncated or not the right file: expected sha256 {raw.sha256[file]}, found {found} "
+            f"({len(contents)} bytes); get it again from {raw.url}"
         )
     return contents
-
-
-def _examples(contents: list[bytes]) -> Iterator[tuple[np.ndarray, int | None]]:
-    """(image uint8 [28, 28], label) of a split's raw files: IDX images and labels, or one matrix of 0 and 1 as text."""
-    if len(contents) == 1:
-        images = np.frombuffer(contents[0], np.uint8)[::2] - ord("0")  # every number is one digit and one separator
-        return ((image, None) for image in images.reshape(-1, 28, 28))
-    images, labels = (_idx(gzip.decompress(packed)) for packed in contents)
-    return zip(images, labels.tolist(), strict=True)
-
-
-def _idx(contents: bytes) -> np.ndarray:
-    """The uint8 array of an IDX file: two zero bytes, type, number of axes, big-endian lengths, values."""
-    axes = contents[3]
-    shape = np.frombuffer(contents, ">i4", count=axes, offset=4)
-    return np.frombuffer(contents, np.uint8, offset=4 + 4 * axes).reshape(shape)
 
 
 def _write(name: str, contents: dict[str, bytes], root: Path) -> None:
     """Run a TFDS builder with the name, version, features and example keys (so the order) of the stock one."""
     import tensorflow_datasets as tfds
-    from PIL import Image
 
-    raw = RAW[name]
-
-    def png(image: np.ndarray) -> bytes:
-        buffer = io.BytesIO()
-        Image.fromarray(image).save(buffer, "png")
-        return buffer.getvalue()
-
-    features = {"image": tfds.features.Image(shape=(28, 28, 1))}
-    if raw.label:
-        features["label"] = tfds.features.ClassLabel(**raw.label)
+    raw, features = _raw(name), _raw(name).features()
 
     class FromRaw(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         VERSION = tfds.core.Version(raw.version)
@@ -239,15 +319,14 @@ def _write(name: str, contents: dict[str, bytes], root: Path) -> None:
                 builder=self,
                 description=raw.credit,
                 features=tfds.features.FeaturesDict(features),
-                supervised_keys=("image", "label") if raw.label else None,
+                supervised_keys=("image", "label") if "label" in features else None,
             )
 
         def _split_generators(self, dl_manager):
             return {split: self._generate_examples(split) for split in raw.splits}
 
         def _generate_examples(self, split):
-            for key, (image, label) in enumerate(_examples([contents[file] for file in raw.splits[split]])):
-                yield key, {"image": png(image)} | ({} if label is None else {"label": label})
+            return raw.examples(split, *(contents[file] for file in raw.splits[split]))
 
     FromRaw.name = name  # the files are named by it
     tfds.disable_progress_bar()
@@ -263,16 +342,16 @@ def download(name: str, into: str | Path, *, timeout: float = 4.0) -> None:
     """Fetch the raw files of data set `name` into a folder of its own; files that are there and right are kept.
 
     Args:
-      name: a name of `RAW`.
+      name: a name of `RAW` or `RAW_TEXT`.
       into: the folder, made when the first file arrives. A file gets its name only when it is whole and verified.
       timeout: seconds to wait for a server's answer, name resolution included, and for each piece of a file.
 
     Raises:
       UserError: a file cannot be had or has the wrong sha256, with the reason; or the folder cannot be written.
     """
-    into = Path(into)
-    for file, expected in RAW[name].sha256.items():
-        url, path, part = RAW[name].url + file, into / file, into / f"{file}.{os.getpid()}.part"
+    raw, into = _raw(name), Path(into)
+    for file, expected in raw.sha256.items():
+        url, path, part = raw.url + file, into / file, into / f"{file}.{os.getpid()}.part"
         try:
             if path.exists() and _sha256(path) == expected:
                 continue

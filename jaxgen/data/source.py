@@ -25,6 +25,7 @@ class Spec:
     classes: tuple[str, ...] = ()  # names of the label values
     binarization: str = "none"  # that was really done, or is to be
     digest: str = ""  # of all splits: the same data, the same digest
+    vocabulary: str = ""  # of texts: what jaxgen.data.vocabulary.vocabulary rebuilds it from
 
 
 @dataclass(frozen=True)
@@ -32,13 +33,14 @@ class Dataset:
     """The splits of a data set, and what a report says about it."""
 
     name: str  # the data set really used, e.g. "mnist_5k"
-    train: Arrays  # {"image": uint8 [N, H, W, C], "label": int32 [N]}, label only where there are labels
+    train: Arrays  # {"image": uint8 [N, H, W, C], "label": int32 [N]}, label only where there are labels; or others
     test: Arrays
     validation: Arrays | None = None
     classes: tuple[str, ...] = ()  # names of the label values, empty when there are no labels
     notice: str | None = None  # one line when this is not the data set that was asked for, and why
     source: str = ""  # where it comes from and its licence, one line
     binarization: str = "none"  # "fixed" when the pixels are 0 or 255, "dynamic" when the training step is to draw them
+    vocabulary: str = ""  # of texts: what their tokens mean, for jaxgen.data.vocabulary.vocabulary
 
     def __len__(self) -> int:
         """Number of training examples."""
@@ -50,8 +52,22 @@ class Dataset:
         digest = hashlib.sha256()
         for split in (self.train, self.validation or {}, self.test):
             for array in split.values():
-                digest.update(np.ascontiguousarray(array))
-        return Spec(self.name, entries, self.classes, self.binarization, digest.hexdigest()[:16])
+                for part in _parts(array):
+                    digest.update(np.ascontiguousarray(part))
+        digest.update(self.vocabulary.encode())  # the same tokens may stand for another text
+        return Spec(
+            self.name, entries, self.classes, self.binarization, digest.hexdigest()[:16], vocabulary=self.vocabulary
+        )
+
+
+def _parts(array: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Arrays that hold the values of an array in memory: of windows that overlap, the sequence under them, once.
+
+    Windows at every offset of a text take a thousand times its memory as soon as something copies them.
+    """
+    if array.ndim == 2 and array.strides == (array.itemsize, array.itemsize):  # numpy's sliding_window_view
+        return array[:, 0], array[-1:, 1:]
+    return (array,)
 
 
 def batch_indices(num_examples: int, batch_size: int, *, seed: int, start: int, stop: int) -> np.ndarray:
@@ -78,8 +94,13 @@ def _permutation(num_examples: int, seed: int, epoch: int) -> np.ndarray:
 
 def gather(arrays: Arrays, indices: np.ndarray) -> Arrays:
     """The examples at `indices`: entries of shape [N, ...] become [*indices.shape, ...]."""
-    # np.take copies whole rows: 1.6 times the speed of array[indices] on 28x28 images.
-    return {name: np.take(array, indices, axis=0) for name, array in arrays.items()}
+
+    def rows(array: np.ndarray) -> np.ndarray:
+        # np.take copies whole rows: 1.6 times the speed of array[indices] on 28x28 images. Of an array that is not
+        # contiguous, such as windows over a text, it first copies everything.
+        return np.take(array, indices, axis=0) if array.flags.c_contiguous else array[indices]
+
+    return {name: rows(array) for name, array in arrays.items()}
 
 
 def check(arrays: Arrays, name: str) -> None:
