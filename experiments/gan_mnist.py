@@ -88,6 +88,8 @@ class EvaluateConfig(flags.EvaluateConfig):
     """Some of frechet, kernel, prdc, score (of a classifier), labels (that a classifier gives); separated by commas."""
     num_samples: int = 10_000
     """Generated images that are measured; as many held-out ones, if there are so many."""
+    truncation: float | None = 2.0
+    """Largest distance of a latent from 0: lower is less diverse, and more typical; None has no bound."""
     inception: Path | None = None
     """Weights of FID's Inception network; without, the features are of a classifier trained on the data's labels."""
 
@@ -98,8 +100,8 @@ class SampleConfig(flags.SampleConfig):
 
     label: int | None = None
     """Class to draw, of a conditional model."""
-    truncation: float | None = None
-    """Largest distance of a latent from 0: lower is less diverse, and more typical."""
+    truncation: float | None = 2.0
+    """Largest distance of a latent from 0: lower is less diverse, and more typical; None has no bound."""
 
 
 @dataclass(frozen=True)
@@ -108,16 +110,16 @@ class Config(flags.Config):
 
     workdir: Path = Path("runs/gan_mnist")
     """Run folder: everything that the run writes. The same command again goes on where it stopped."""
-    steps: int = 4_000
+    steps: int = 12_000
     """Training steps."""
     batch_size: int = 64
     """Images in one step."""
     data: flags.ImageDataConfig = field(default_factory=lambda: flags.ImageDataConfig(binarization="none"))
-    model: ModelConfig = field(default_factory=ModelConfig)
+    model: ModelConfig = field(default_factory=lambda: ModelConfig(lazy=4))
     optimizer: flags.OptimizerConfig = field(
-        default_factory=lambda: flags.OptimizerConfig(learning_rate=1e-3, b1=0.0, b2=0.99, ema_decay=0.995)
+        default_factory=lambda: flags.OptimizerConfig(learning_rate=1e-3, b1=0.0, b2=0.99, ema_decay=0.999)
     )
-    run: flags.RunConfig = field(default_factory=lambda: flags.RunConfig(log_every=200, evaluate_every=1_000))
+    run: flags.RunConfig = field(default_factory=lambda: flags.RunConfig(log_every=200, evaluate_every=2_000))
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     sample: SampleConfig = field(default_factory=SampleConfig)
 
@@ -143,8 +145,9 @@ def check(config: Config, spec: Spec) -> None:
     if controls.label is not None and not (options.conditional and controls.label in range(len(spec.classes))):
         expected = f"0 to {len(spec.classes) - 1}" if options.conditional else "none, since the model has no condition"
         raise UserError(f"--label {controls.label}: expected {expected}")
-    if controls.truncation is not None and not controls.truncation > 0:
-        raise UserError(f"--truncation {controls.truncation}: expected a number above 0")
+    for truncation in (controls.truncation, config.evaluate.truncation):
+        if truncation is not None and not truncation > 0:
+            raise UserError(f"--truncation {truncation}: expected a number above 0, or None")
     if spec.binarization == "dynamic":
         raise UserError("--data.binarization dynamic is for likelihoods: use none, or fixed")
     if options.augment_target is not None and options.loss not in ("non_saturating", "minimax", "hinge"):
@@ -234,6 +237,7 @@ def experiment(model: GAN, config: Config, spec: Spec, judge: Callable[[], Class
     """What there is to see and to measure of a generator of images."""
     conditional, classes = config.model.conditional, len(spec.classes)
     knows_classes = config.evaluate.inception is None  # FID's network knows others
+    truncation = config.evaluate.truncation if config.model.prior == "normal" else None
     generate, sample = jax.jit(model.generate), jax.jit(model.sample, static_argnames=("n", "truncation"))
     discriminate = jax.jit(model.discriminate)
 
@@ -262,7 +266,8 @@ def experiment(model: GAN, config: Config, spec: Spec, judge: Callable[[], Class
         labels = np.arange(size * math.ceil(n / size)) % max(classes, 1)
         for i in range(0, n, size):
             condition = labels[i : i + size] if conditional else None
-            images.append(np.asarray(sample(params, jax.random.fold_in(key, i), size, condition)))
+            some = sample(params, jax.random.fold_in(key, i), size, condition, truncation=truncation)
+            images.append(np.asarray(some))
             on_progress(i / n)
         return np.concatenate(images)[:n], labels[:n]
 
@@ -300,7 +305,8 @@ def experiment(model: GAN, config: Config, spec: Spec, judge: Callable[[], Class
         images, labels = draw_many(params, key, n, on_progress)
         features, probabilities = network.apply(images)
         expected, _ = real_features(arrays, n)
-        of = f"{network.name}; {n:,} samples, {len(expected):,} held out"
+        cut = f", latents truncated at {truncation:g}" if truncation else ""
+        of = f"{network.name}; {n:,} samples{cut}, {len(expected):,} held out"
         figures = {}
         for name, value in fidelity.measures(expected, features, [m for m in names if m in fidelity.MEASURES]).items():
             figures[f"{TITLES.get(name, name)} ({of})"] = interval(value)

@@ -44,7 +44,9 @@ class Config(gan_mnist.Config):
     run: flags.RunConfig = field(
         default_factory=lambda: flags.RunConfig(log_every=500, evaluate_every=10_000, checkpoint_every=5_000)
     )
-    evaluate: EvaluateConfig = field(default_factory=lambda: EvaluateConfig(metrics="labels", num_samples=26_000))
+    evaluate: EvaluateConfig = field(
+        default_factory=lambda: EvaluateConfig(metrics="labels", num_samples=26_000, truncation=None)
+    )
 
 
 def digits(config: Config) -> Dataset:
@@ -69,7 +71,7 @@ NAMED = {
         workdir=Path("runs/unrolled"),
         batch_size=128,
         model=ModelConfig(conditional=False, width=16, latents=256),
-        evaluate=EvaluateConfig(metrics="labels", num_samples=25_600),
+        evaluate=EvaluateConfig(metrics="labels", num_samples=25_600, truncation=None),
     ),
 }
 
