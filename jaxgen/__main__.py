@@ -26,10 +26,10 @@ Each has a --help of its own."""
 class Sample:
     """Draw samples."""
 
-    num: int = 64
-    """How many."""
-    out: Path = Path("samples.png")
-    """The picture to write."""
+    num: int | None = None
+    """How many (default: 64, or 1 where samples are texts)."""
+    out: Path | None = None
+    """The file to write (default: samples.png; texts go to the terminal)."""
     seed: int = 0
     """The same seed gives the same samples."""
     member: int = 0
@@ -79,7 +79,7 @@ def sample(directory: Path, args: list[str]) -> None:
 
     record, module, config = folder.load_run(directory)
     own, controls = _parse(Sample, config.sample, f"sample {directory}", args)
-    if own.num < 1:
+    if own.num is not None and own.num < 1:
         raise UserError(f"--num {own.num}: expected at least 1")
     if own.seed < 0:
         raise UserError(f"--seed {own.seed}: expected at least 0")
@@ -90,12 +90,23 @@ def sample(directory: Path, args: list[str]) -> None:
     cache_compilations()
     experiment = built(module.build, replace(config, sample=controls), record.data)
     step, params = restore_params(config, experiment.model, record.data)
-    images = draw(experiment, members(config, params)[own.member], jax.random.key(own.seed), own.num)
+    params, key = members(config, params)[own.member], jax.random.key(own.seed)
+    if experiment.stream and own.out is None and own.num in (None, 1):
+        for piece in experiment.stream(params, key):
+            print(piece, end="", flush=True)
+        print()
+        return
+    num = own.num or (1 if experiment.stream else 64)
+    suffix, content = report.encode(experiment.render(draw(experiment, params, key, num)))
+    if suffix == ".txt" and own.out is None:
+        print(content.decode())
+        return
+    out = own.out or Path(f"samples{suffix}")
     try:
-        write_atomically(own.out, report.png(experiment.render(images)))
+        write_atomically(out, content)
     except OSError as error:
-        raise UserError(f"cannot write {own.out} ({error.strerror}): give another --out") from None
-    print(f"{own.num} samples of {directory} at step {step}: {own.out}")
+        raise UserError(f"cannot write {out} ({error.strerror}): give another --out") from None
+    print(f"{num} sample{'s' if num > 1 else ''} of {directory} at step {step}: {out}")
 
 
 def evaluate(directory: Path, args: list[str]) -> None:

@@ -54,6 +54,58 @@ def discretized_logistic_log_prob(x: Array, mu: Array, log_scale: Array, *, leve
     return jnp.where(x < half_bin, log_cdf, jnp.where(x > 1 - half_bin, log_survival, inside))
 
 
+def logistic_mixture_log_prob(x: Array, output: Array, *, levels: int = 256) -> Array:
+    """log-probability of pixels x [..., C] under a mixture of M discretised logistics; [...].
+
+    Within a component, channel c is centred on a linear function of the channels before it.
+    Salimans et al. 2017 (PixelCNN++), eq. 2 and 3.
+
+    Args:
+      x: channels, in [0, 1].
+      levels: how many values of each.
+      output: [..., M (1 + 2 C + C (C - 1) / 2)]: logits of the components, then of each its centres, log-scales and
+        coefficients.
+    """
+    channels = x.shape[-1]
+    logits, mu, log_scale, coefficients = _mixture(output, channels)
+    x = x[..., None, :]
+    mu = jnp.stack([_centre(mu, coefficients, x, c) for c in range(channels)], axis=-1)
+    log_p = discretized_logistic_log_prob(x, mu, log_scale, levels=levels).sum(-1)
+    return jax.nn.logsumexp(jax.nn.log_softmax(logits) + log_p, axis=-1)
+
+
+def logistic_mixture_sample(key: Key, output: Array, channels: int, *, temperature: float = 1.0) -> Array:
+    """Pixels [..., C], not yet cut into levels; at temperature 0 the centre of the most probable component."""
+    component_key, key = jax.random.split(key)
+    logits, *parameters = _mixture(output, channels)
+    component = jax.random.categorical(component_key, logits / temperature) if temperature else logits.argmax(-1)
+    chosen = (jnp.take_along_axis(p, component[..., None, None], axis=-2)[..., 0, :] for p in parameters)
+    mu, log_scale, coefficients = chosen
+    noise = temperature * jnp.exp(log_scale) * jax.random.logistic(key, mu.shape)
+    x = jnp.zeros((*mu.shape[:-1], 0))
+    for c in range(channels):
+        value = _centre(mu, coefficients, x, c) + noise[..., c]
+        x = jnp.concatenate([x, jnp.clip(value, 0, 1)[..., None]], axis=-1)
+    return x
+
+
+def _mixture(output: Array, channels: int) -> tuple[Array, Array, Array, Array]:
+    """Logits [..., M]; centres and log-scales [..., M, C]; coefficients [..., M, C (C - 1) / 2]."""
+    pairs = channels * (channels - 1) // 2
+    components = output.shape[-1] // (1 + 2 * channels + pairs)
+    logits, rest = output[..., :components], output[..., components:]
+    rest = rest.reshape(*output.shape[:-1], components, -1)
+    mu, log_scale, coefficients = jnp.split(rest, (channels, 2 * channels), axis=-1)
+    return logits, mu + 0.5, jnp.clip(log_scale - 2.0, -7.0, 7.0), jnp.tanh(coefficients)
+
+
+def _centre(mu: Array, coefficients: Array, x: Array, channel: int) -> Array:
+    """[...] of one channel, given those of x before it."""
+    first = channel * (channel - 1) // 2
+    before = coefficients[..., first : first + channel] * (2 * x[..., :channel] - 1)
+    return mu[..., channel] + before.sum(-1)
+
+
 class Likelihood(NamedTuple):
     """p(x | decoder output) of examples x [B, ..., C] in [0, 1]; the output has shape [*leading, B, ..., C * width].
 

@@ -1,6 +1,6 @@
 """What an experiment is to a run, and what can be done with one: rebuild its state, measure it, draw from it."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -14,7 +14,7 @@ from jaxgen.config import Config
 from jaxgen.data.source import Arrays, Spec
 from jaxgen.errors import UserError
 from jaxgen.evaluate import Estimate, evaluate
-from jaxgen.report import grid
+from jaxgen.report import Exhibit, grid
 from jaxgen.step import STACKED, init_state
 from jaxgen.types import Batch, Key, Model, Params, TrainState
 
@@ -28,7 +28,7 @@ class Experiment(NamedTuple):
       model: what is trained.
       title: of the report.
       protocol: stands in the name of every likelihood, such as "dynamic binarisation".
-      pictures: `(params, arrays, key) -> {caption: uint8 [H, W, C]}`, of some held-out examples; by default none.
+      exhibits: `(params, arrays, key) -> {caption: picture or text}`, of some held-out examples; by default none.
       validate: `(params, arrays, key) ->` figures on held-out examples, while training goes on; by default the means of
         `model.evaluate`.
       criterion: which of those is best where it is lowest; that checkpoint is kept.
@@ -36,20 +36,22 @@ class Experiment(NamedTuple):
       measure: `(params, arrays, key, on_progress) ->` figures on all test examples, by default the means of
         `model.evaluate`; on_progress hears the share done.
       draw: `(params, key, n) ->` samples as stored, with the controls of `config.sample`; by default `model.sample`.
-      render: samples as stored -> one picture, uint8 [H, W, C].
+      render: samples as stored -> one picture, uint8 [H, W, C], or one text.
+      stream: `(params, key) ->` the pieces of one sample as they come; by default a sample comes whole.
       unit: what one example is.
     """
 
     model: Model
     title: str
     protocol: str = ""
-    pictures: Callable[[Params, Arrays, Key], dict[str, np.ndarray]] = lambda params, arrays, key: {}
+    exhibits: Callable[[Params, Arrays, Key], dict[str, Exhibit]] = lambda params, arrays, key: {}
     validate: Callable[[Params, Arrays, Key], Figures] | None = None
     criterion: str = "loss"
     warn: Callable[[Figures], list[str]] = lambda figures: []
     measure: Callable[[Params, Arrays, Key, Callable[[float], None]], Figures] | None = None
     draw: Callable[[Params, Key, int], jax.Array] | None = None
-    render: Callable[[np.ndarray], np.ndarray] = grid
+    render: Callable[[np.ndarray], Exhibit] = grid
+    stream: Callable[[Params, Key], Iterator[str]] | None = None
     unit: str = "images"
 
 

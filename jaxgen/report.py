@@ -7,6 +7,10 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+Exhibit = np.ndarray | str  # a picture, uint8 [H, W, C], or a text
+SUFFIXES = (".png", ".txt")
+File = tuple[str, bytes]  # one of those suffixes, and what the file holds
+
 PAGE = """<!doctype html>
 <html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{{ title }}</title>
@@ -14,7 +18,8 @@ PAGE = """<!doctype html>
 <style>
  body { font: 15px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #222 }
  h1 { font-size: 1.5rem } h2 { font-size: 1.1rem; margin-top: 2rem }
- code, pre { background: #f4f4f4; border-radius: 4px; padding: .1rem .3rem } pre { padding: .7rem; overflow-x: auto }
+ code, pre { background: #f4f4f4; border-radius: 4px; padding: .1rem .3rem }
+ pre { padding: .7rem; overflow-x: auto; white-space: pre-wrap }
  table { border-collapse: collapse } td, th { text-align: left; padding: .2rem 1rem .2rem 0; vertical-align: top }
  tr + tr td { border-top: 1px solid #eee } .notice { background: #fff3cd; padding: .6rem .8rem; border-radius: 4px }
  figure { display: inline-block; width: 30%; min-width: 14rem; margin: 0 2% 1rem 0; vertical-align: top }
@@ -27,13 +32,14 @@ PAGE = """<!doctype html>
 <pre>{{ command }}</pre>
 <h2>Figures</h2>
 <table>{% for name, value in figures.items() %}<tr><td>{{ name }}</td><td>{{ value }}</td></tr>{% endfor %}</table>
-<h2>Pictures</h2>
-{% for name, data in pictures.items() %}<figure><img alt="{{ name }}" src="data:image/png;base64,{{ data }}">\
-<figcaption>{{ name }}</figcaption></figure>
+<h2>Samples</h2>
+{% macro show(name, kind, content) %}{% if kind == ".txt" %}<h3>{{ name }}</h3><pre>{{ content.decode() }}</pre>\
+{% else %}<figure><img alt="{{ name }}" src="data:image/png;base64,{{ base64(content) }}">\
+<figcaption>{{ name }}</figcaption></figure>{% endif %}{% endmacro %}
+{% for name, file in exhibits.items() %}{{ show(name, *file) }}
 {% endfor %}
 {% if earlier %}<details><summary>as they came about</summary>
-{% for name, data in earlier.items() %}<figure><img alt="{{ name }}" src="data:image/png;base64,{{ data }}">\
-<figcaption>{{ name }}</figcaption></figure>
+{% for name, file in earlier.items() %}{{ show(name, *file) }}
 {% endfor %}</details>{% endif %}
 <h2>Curves</h2>
 {{ curves }}
@@ -48,10 +54,10 @@ def page(
     title: str,
     command: str,
     figures: Mapping[str, str],
-    pictures: Mapping[str, bytes],
+    exhibits: Mapping[str, File],
     rows: Sequence[Mapping[str, float]],
     facts: Mapping[str, object],
-    earlier: Mapping[str, bytes] = {},
+    earlier: Mapping[str, File] = {},
     warnings: Sequence[str] = (),
     notice: str | None = None,
 ) -> str:
@@ -61,10 +67,10 @@ def page(
       title: of the page.
       command: what was typed.
       figures: the run's results, by name.
-      pictures: PNG files by caption.
+      exhibits: files by caption.
       rows: lines of metrics, each with a `step`; curves are drawn of them.
       facts: configuration, versions, device.
-      earlier: more PNG files by caption, shown when asked for.
+      earlier: more of them, shown when asked for.
       warnings: what went wrong on the way.
       notice: what a reader must know first.
     """
@@ -75,8 +81,9 @@ def page(
         title=title,
         command=command,
         figures=figures,
-        pictures=_encoded(pictures),
-        earlier=_encoded(earlier),
+        exhibits=exhibits,
+        earlier=earlier,
+        base64=lambda content: base64.b64encode(content).decode(),
         warnings=warnings,
         curves=jinja2.utils.markupsafe.Markup(curves(rows)),
         facts=facts,
@@ -84,8 +91,9 @@ def page(
     )
 
 
-def _encoded(files: Mapping[str, bytes]) -> dict[str, str]:
-    return {name: base64.b64encode(content).decode() for name, content in files.items()}
+def encode(exhibit: Exhibit) -> File:
+    """The file that an exhibit becomes."""
+    return (".txt", exhibit.encode()) if isinstance(exhibit, str) else (".png", png(exhibit))
 
 
 def curves(rows: Sequence[Mapping[str, float]]) -> str:

@@ -265,10 +265,11 @@ def _train(
         writer.say(f"step {step}  {split}  " + "  ".join(f"{name} {value.mean:.4g}" for name, value in values.items()))
         for warning in experiment.warn(values):
             writer.warn(step, warning)
-        for caption, picture in experiment.pictures(members(config, params)[0], held_out, fixed_key).items():
-            path = config.workdir / "samples" / f"{caption.replace(' ', '_')}_{step:07d}.png"
+        for caption, exhibit in experiment.exhibits(members(config, params)[0], held_out, fixed_key).items():
+            suffix, content = report.encode(exhibit)
             if processes.is_main():
-                write_atomically(path, report.png(picture))
+                path = config.workdir / "samples" / f"{caption.replace(' ', '_')}_{step:07d}{suffix}"
+                write_atomically(path, content)
 
     def on_progress(progress: Progress) -> None:
         writer.progress(progress)
@@ -393,12 +394,13 @@ def _figures(directory: Path, record: folder.Record) -> dict[str, list] | None:
 
 
 def _write_report(experiment: Experiment, directory: Path, record: folder.Record, figures: Figures) -> None:
-    pictures: dict[str, list[Path]] = {}  # by caption, those of all evaluations
-    for path in sorted((directory / "samples").glob("*_*.png"), key=lambda path: path.stat().st_mtime_ns):
-        pictures.setdefault(path.stem.rpartition("_")[0].replace("_", " "), []).append(path)
+    exhibits: dict[str, list[Path]] = {}  # by caption, those of all evaluations
+    files = (path for suffix in report.SUFFIXES for path in (directory / "samples").glob(f"*_*{suffix}"))
+    for path in sorted(files, key=lambda path: path.stat().st_mtime_ns):
+        exhibits.setdefault(path.stem.rpartition("_")[0].replace("_", " "), []).append(path)
     earlier = {
-        f"{caption} at step {int(path.stem.rpartition('_')[2]):,}": path.read_bytes()
-        for caption, (*paths, _) in pictures.items()
+        f"{caption} at step {int(path.stem.rpartition('_')[2]):,}": (path.suffix, path.read_bytes())
+        for caption, (*paths, _) in exhibits.items()
         for path in _spread(paths, 6)
     }
     rows = log.read(directory)
@@ -406,7 +408,7 @@ def _write_report(experiment: Experiment, directory: Path, record: folder.Record
         title=f"{experiment.title}, {record.data.name}",
         command=record.command,
         figures={name: str(value) for name, value in figures.items()},
-        pictures={caption: paths[-1].read_bytes() for caption, paths in pictures.items()},
+        exhibits={caption: (paths[-1].suffix, paths[-1].read_bytes()) for caption, paths in exhibits.items()},
         earlier=earlier,
         rows=rows,
         warnings=[f"step {row['step']:,}: {row['warning']}" for row in rows if "warning" in row],
@@ -429,5 +431,6 @@ def _summary(experiment: Experiment, config: Config, record: folder.Record, figu
     for name, value in figures.items():
         print(f"  {name:<{width}}  {value}")
     print(f"\nfiles  {directory}/report.html, samples/, metrics.jsonl, checkpoints/")
-    print(f"next   python -m jaxgen sample {directory} --num 64 --out grid.png")
+    out = "" if experiment.stream else " --num 64 --out grid.png"
+    print(f"next   python -m jaxgen sample {directory}{out}")
     print(f"       python -m jaxgen evaluate {directory} --help")

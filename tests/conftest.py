@@ -13,7 +13,7 @@ if compiled:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = compiled
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
 
-import jax
+import jax  # noqa: E402
 
 jax.config.update("jax_num_cpu_devices", 4)
 

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh
 
-from experiments import gan_mnist, gan_stacked_mnist, gan_toy, vae_mnist
+from experiments import gan_mnist, gan_stacked_mnist, gan_toy, transformer_text, vae_mnist
 from jaxgen import config as flags
 from jaxgen import parallel
 from jaxgen.data.source import Spec, batch_indices, gather
@@ -24,6 +24,7 @@ from jaxgen.step import make_step, scan_steps
 
 STEPS = 50
 GOLDEN = Path(__file__).with_name("golden.json")
+LICENSE = Path(__file__).parents[1] / "LICENSE"  # a text that does not change
 DIGITS = flags.ImageDataConfig("mnist_5k")
 # Adam at full speed would blow up the rounding of gradients near 0 within these few steps of an adversarial game.
 SLOW = flags.OptimizerConfig(learning_rate=1e-4, epsilon=1e-4, b1=0.0, b2=0.99, ema_decay=0.9)
@@ -57,6 +58,10 @@ CONFIGS = {
         optimizer=SLOW,
         data=gan_stacked_mnist.DataConfig("mnist_5k", count=500),
         model=gan_mnist.ModelConfig(conditional=False, width=4, latents=8),
+    ),
+    "transformer_text": transformer_text.Config(
+        data=flags.TextDataConfig(f"text:{LICENSE}"),
+        model=transformer_text.ModelConfig(layers=2, heads=2, width=16, context=16),
     ),
 }
 

@@ -13,7 +13,7 @@ def test_page_escapes_what_came_from_data_or_user():
         title=evil,
         command=evil,
         figures={evil: evil},
-        pictures={evil: report.png(np.zeros((2, 2, 1), np.uint8))},
+        exhibits={evil: (".png", report.png(np.zeros((2, 2, 1), np.uint8))), "text": (".txt", evil.encode())},
         rows=[{"step": 1, f"train/{evil}": 1.0}, {"step": 2, f"train/{evil}": 2.0}],
         facts={evil: evil},
         notice=evil,

@@ -1,0 +1,366 @@
+"""Autoregressive models: p(x) as a product of p(x_t | x_<t), all of it exact.
+
+A network reads tokens and says at each what the next one may be; a `Head` turns what it says into probabilities and
+draws. Tokens are [B, T] of text, or [B, T, C] of images: T pixels of C channels each.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxgen.distributions import bernoulli_log_prob, logistic_mixture_log_prob, logistic_mixture_sample
+from jaxgen.types import Aux, Batch, Key, Model, Objective, Params
+
+Array = jax.Array
+
+
+class Network(Protocol):
+    """A Flax module; `condition` is [B, K] or None, an output holds what the head needs for one token.
+
+    Attributes:
+      given: how many tokens at the start it does not predict.
+      limit: the longest sequence that it can be asked for, or None.
+    """
+
+    given: int
+    limit: int | None
+
+    def __call__(self, tokens: Array, condition: Array | None = None) -> Array:
+        """[B, T, ...] -> outputs [B, T - given, ...], each of one token and made of those before it only."""
+
+    def prefill(self, tokens: Array, condition: Array | None = None) -> tuple[Array, Any]:
+        """[B, P, ...] -> output [B, ...] of token P, and a cache of what was read, in one pass."""
+
+    def extend(self, token: Array, cache: Any) -> tuple[Array, Any]:
+        """The token after those [B, ...] -> output [B, ...] of the one after it, and the new cache."""
+
+
+class Controls(NamedTuple):
+    """How a token is drawn.
+
+    Attributes:
+      temperature: divides the logits; 0 takes the most probable token.
+      top_k: draw from so many most probable ones only (Fan et al. 2018).
+      top_p: draw from the fewest most probable ones that have this much probability together (Holtzman et al. 2020).
+      guidance: of a conditional model, weight of the difference that the condition makes (Ho & Salimans 2021); 1 or
+        None is the model itself, 0 the one without a condition.
+    """
+
+    temperature: float = 1.0
+    top_k: int | None = None
+    top_p: float | None = None
+    guidance: float | None = None
+
+    def check(self) -> None:
+        """Raises ValueError where a number is out of its range."""
+        if not 0 <= self.temperature < float("inf"):
+            raise ValueError(f"temperature {self.temperature}: expected 0 (the most probable token) or above")
+        if self.top_k is not None and self.top_k < 1:
+            raise ValueError(f"top-k {self.top_k}: expected at least 1, or None to draw from all tokens")
+        if self.top_p is not None and not 0 < self.top_p <= 1:
+            raise ValueError(f"top-p {self.top_p}: expected a probability above 0, up to 1")
+
+
+PLAIN = Controls()
+
+
+class Head(NamedTuple):
+    """p(token | output).
+
+    Attributes:
+      width: numbers that a network gives for one token.
+      log_prob: `(tokens [..., *event], output [..., width]) -> [...]`, in nats.
+      draw: `(key, output [B, width], controls) -> tokens [B, *event]`, int32.
+      event: shape of one token.
+    """
+
+    width: int
+    log_prob: Callable[[Array, Array], Array]
+    draw: Callable[[Key, Array, Controls], Array]
+    event: tuple[int, ...] = ()
+
+
+def categorical(size: int) -> Head:
+    """One of `size` tokens, from logits."""
+
+    def log_prob(tokens: Array, logits: Array) -> Array:
+        chosen = jnp.take_along_axis(logits, tokens[..., None].astype(jnp.int32), axis=-1)[..., 0]
+        return chosen - jax.nn.logsumexp(logits, axis=-1)
+
+    def draw(key: Key, logits: Array, controls: Controls) -> Array:
+        if controls.temperature == 0:
+            return logits.argmax(-1)
+        return jax.random.categorical(key, filtered(logits / controls.temperature, controls))
+
+    return Head(size, log_prob, draw)
+
+
+def filtered(logits: Array, controls: Controls) -> Array:
+    """[B, V] with minus infinity at each token that top-k or top-p leaves out."""
+    if controls.top_k is not None and controls.top_k < logits.shape[-1]:
+        least = jax.lax.top_k(logits, controls.top_k)[0][..., -1:]
+        logits = jnp.where(logits < least, -jnp.inf, logits)
+    if controls.top_p is not None and controls.top_p < 1:
+        order = jnp.argsort(-logits, axis=-1)
+        probability = jax.nn.softmax(jnp.take_along_axis(logits, order, axis=-1), axis=-1)
+        before = jnp.cumsum(probability, axis=-1) - probability  # that of all more probable tokens
+        kept = jnp.put_along_axis(jnp.zeros(logits.shape, bool), order, before < controls.top_p, -1, inplace=False)
+        logits = jnp.where(kept, logits, -jnp.inf)
+    return logits
+
+
+def bernoulli(channels: int = 1) -> Head:
+    """Channels that are 0 or 1, independent given what came before, from logits."""
+
+    def log_prob(tokens: Array, logits: Array) -> Array:
+        return bernoulli_log_prob(tokens.astype(logits.dtype), logits).sum(-1)
+
+    def draw(key: Key, logits: Array, controls: Controls) -> Array:
+        if controls.temperature == 0:
+            return (logits > 0).astype(jnp.int32)
+        return jax.random.bernoulli(key, jax.nn.sigmoid(logits / controls.temperature)).astype(jnp.int32)
+
+    return Head(channels, log_prob, draw, (channels,))
+
+
+def logistic_mixture(components: int = 10, channels: int = 1, levels: int = 256) -> Head:
+    """PixelCNN++ (Salimans et al. 2017): a pixel's channels under a mixture of discretised logistics."""
+
+    def log_prob(tokens: Array, output: Array) -> Array:
+        return logistic_mixture_log_prob(tokens / (levels - 1), output, levels=levels)
+
+    def draw(key: Key, output: Array, controls: Controls) -> Array:
+        x = logistic_mixture_sample(key, output, channels, temperature=controls.temperature)
+        return jnp.round(jnp.clip(x, 0, 1) * (levels - 1)).astype(jnp.int32)
+
+    width = components * (1 + 2 * channels + channels * (channels - 1) // 2)
+    return Head(width, log_prob, draw, (channels,))
+
+
+class Prefix(NamedTuple):
+    """A sequence that grows: the network's output for its next token, and what it remembers of those before."""
+
+    output: Array
+    cache: Any
+    position: Array  # int32 [], how many tokens there are
+
+
+@dataclass(frozen=True, kw_only=True)
+class Autoregressive(Model):
+    """A `Model`, and what only a product of conditionals can do. A `condition` is as stored: labels [B], or [B, K].
+
+    Attributes:
+      observe: `(batch, key) -> tokens [B, T, ...]`.
+      outputs: `(params, tokens, condition=None) -> [B, T - given, ...]`.
+      log_prob: `(params, tokens, condition=None, length=None) -> [B]`, nats, of tokens `given` and on, and no
+        further than each example's `length` [B].
+      begin: `(params, prompt [B, P, ...], condition=None, guided=False) -> Prefix`, in one pass over the prompt.
+      grow: `(params, prefix, key, steps, controls, forced=None) -> (Prefix, tokens [B, steps, ...])`, one at a time.
+    """
+
+    observe: Callable[[Batch, Key], Array]
+    outputs: Callable[..., Array]
+    log_prob: Callable[..., Array]
+    begin: Callable[..., Prefix]
+    grow: Callable[..., tuple[Prefix, Array]]
+
+
+def autoregressive(
+    *,
+    network: Network,
+    head: Head,
+    observe: Callable[[Batch, Key], Array],
+    store: Callable[[Array], Array],
+    optimizer: optax.GradientTransformation,
+    length: int,
+    opening: Sequence[int] | Array = (),
+    per_token: bool = False,
+    condition: tuple[str, Callable[[Array], Array]] | None = None,
+    condition_dropout: float = 0.0,
+    stop: int | None = None,
+) -> Autoregressive:
+    """A network that predicts the next token.
+
+    A loss is a mean over examples, of each the sum over its tokens: shards of a batch may hold unequally many tokens
+    and yet their mean is that of the batch, as it would not be of means over tokens.
+
+    Args:
+      network: what reads the tokens.
+      head: what its outputs mean.
+      observe: `(batch, key) -> tokens [B, T, ...]`, integers; the key where they are drawn, as a binarisation is.
+      store: the way back.
+      optimizer: of the network.
+      length: tokens of a sample, unless another number is asked for.
+      opening: [P, ...], what samples begin with where no prompt is given; at least as many tokens as are `given`.
+      per_token: divide the loss, in nats, by the number of tokens that an example of full length predicts.
+      condition: name of an entry of the batch, and the function that makes vectors [B, K] of it.
+      condition_dropout: share of examples that are trained without their condition, for classifier-free guidance.
+      stop: token after which a sample is over; it is repeated to the end.
+
+    Raises:
+      ValueError: the opening is shorter than what the network does not predict.
+    """
+    if len(opening) < network.given:
+        raise ValueError(f"an opening of {len(opening)} tokens: the network wants {network.given} that it is given")
+
+    def init(key: Key, batch: Batch) -> Params:
+        tokens = observe(jax.tree.map(lambda a: a[:1], batch), key)
+        return {"network": network.init(key, tokens, described(batch, 1))["params"]}
+
+    # What the network says --------------------------------------------------------------------------------------------
+
+    def described(batch: Batch, rows: int) -> Array | None:
+        return None if condition is None else vectors(batch[condition[0]][:rows], rows)
+
+    def vectors(given: Array | None, rows: int, kept: Array | None = None) -> Array | None:
+        """[B, K + 1], the last number being 1; all 0 where the condition is left out."""
+        if condition is None:
+            return None
+        if given is None:
+            size = jax.eval_shape(condition[1], jnp.zeros((1,), jnp.int32)).shape[-1]
+            return jnp.zeros((rows, size + 1))
+        vector = jnp.concatenate([condition[1](given), jnp.ones((rows, 1))], axis=-1)
+        return vector if kept is None else vector * kept[:, None]
+
+    def outputs(params: Params, tokens: Array, given: Array | None = None) -> Array:
+        return network.apply({"params": params["network"]}, tokens, vectors(given, len(tokens)))
+
+    def summed(tokens: Array, outputs: Array, length: Array | None) -> Array:
+        log_p = head.log_prob(tokens[:, network.given :], outputs)
+        if length is not None:
+            log_p = jnp.where(jnp.arange(network.given, tokens.shape[1]) < length[:, None], log_p, 0.0)
+        return log_p.sum(-1)
+
+    def log_prob(params: Params, tokens: Array, given: Array | None = None, length: Array | None = None) -> Array:
+        return summed(tokens, outputs(params, tokens, given), length)
+
+    def scale(tokens: Array) -> int:
+        return tokens.shape[1] - network.given if per_token else 1
+
+    def evaluate(params: Params, batch: Batch, key: Key) -> dict[str, Array]:
+        tokens, length = observe(batch, key), batch.get("length")
+        given = None if condition is None else batch[condition[0]]
+        values = {"loss": -log_prob(params, tokens, given, length) / scale(tokens)}
+        if length is not None:
+            values["share"] = (length - network.given) / (tokens.shape[1] - network.given)
+        return values
+
+    def loss(params: Params, batch: Batch, key: Key) -> tuple[Array, Aux]:
+        observe_key, dropout_key, kept_key = jax.random.split(key, 3)
+        tokens, kept = observe(batch, observe_key), None
+        if condition_dropout:
+            kept = jax.random.bernoulli(kept_key, 1 - condition_dropout, (len(tokens),))
+        vector = None if condition is None else vectors(batch[condition[0]], len(tokens), kept)
+        said = network.apply({"params": params["network"]}, tokens, vector, rngs={"dropout": dropout_key})
+        value = -summed(tokens, said, batch.get("length")).mean() / scale(tokens)
+        return value, Aux({"loss": value})
+
+    # Drawing ----------------------------------------------------------------------------------------------------------
+
+    def begin(params: Params, prompt: Array, given: Array | None = None, guided: bool = False) -> Prefix:
+        """With `guided`, rows without the condition stand below those with it."""
+        vector = vectors(given, len(prompt))
+        if guided:
+            if condition is None:
+                raise ValueError("guidance is of a conditional model, and this one has no condition")
+            vector = jnp.concatenate([vector, jnp.zeros_like(vector)])
+            prompt = jnp.concatenate([prompt, prompt])
+        output, cache = network.apply({"params": params["network"]}, prompt, vector, method="prefill")
+        return Prefix(output, cache, jnp.asarray(prompt.shape[1], jnp.int32))
+
+    def grow(
+        params: Params,
+        prefix: Prefix,
+        key: Key,
+        steps: int,
+        controls: Controls = PLAIN,
+        forced: tuple[Array, Array] | None = None,
+    ) -> tuple[Prefix, Array]:
+        """`forced` is (tokens [B, steps, ...], how many of them [B]): what is known of the following tokens already.
+
+        The draw of token t depends on (key, t) only, however the steps are cut into calls.
+        """
+        guided = controls.guidance is not None
+
+        def draw(output: Array, position: Array) -> Array:
+            if guided:
+                with_it, without = jnp.split(output, 2)
+                output = without + controls.guidance * (with_it - without)
+            return head.draw(jax.random.fold_in(key, position), output, controls)
+
+        def step(carry: tuple[Prefix, Array], i: Array) -> tuple[tuple[Prefix, Array], Array]:
+            (output, cache, position), over = carry
+            token = draw(output, position)
+            if forced is not None:
+                known = (i < forced[1]).reshape(-1, *(1,) * (token.ndim - 1))
+                token = jnp.where(known, forced[0][:, i].astype(token.dtype), token)
+            if stop is not None:
+                token = jnp.where(over, stop, token)
+                over = over | (token == stop)
+            each = jnp.concatenate([token, token]) if guided else token
+            output, cache = network.apply({"params": params["network"]}, each, cache, method="extend")
+            return (Prefix(output, cache, position + 1), over), token
+
+        rows = len(prefix.output) // (2 if guided else 1)
+        (prefix, _), tokens = jax.lax.scan(step, (prefix, jnp.zeros((rows,), bool)), jnp.arange(steps))
+        return prefix, jnp.moveaxis(tokens, 0, 1)
+
+    default_length = length
+
+    def sample(
+        params: Params,
+        key: Key,
+        n: int,
+        condition: Array | None = None,
+        *,
+        prompt: Array | None = None,
+        prompt_length: Sequence[int] | None = None,
+        length: int = default_length,
+        controls: Controls = PLAIN,
+    ) -> Array:
+        """[n, length, ...] as stored, prompt included.
+
+        `prompt` [P, ...] or [n, P, ...] is what samples begin with; of unequal ones, `prompt_length` [n] says how long
+        each is, and what all of them have is read in one pass.
+
+        Raises:
+          ValueError: a control is out of its range, the prompt does not fit, or the network ends before.
+        """
+        controls.check()
+        prompt = jnp.asarray(opening if prompt is None else prompt, jnp.int32)
+        prompt = prompt if prompt.size else prompt.reshape(0, *head.event)
+        if prompt.ndim == 1 + len(head.event):
+            prompt = jnp.broadcast_to(prompt, (n, *prompt.shape))
+        least = prompt.shape[1] if prompt_length is None else min(prompt_length)
+        if not network.given <= least <= prompt.shape[1] <= length:
+            raise ValueError(
+                f"a prompt of {least} tokens for {length} in all: expected {network.given} to {length} of them"
+            )
+        if network.limit is not None and length > network.limit:
+            raise ValueError(f"{length} tokens: this network ends at {network.limit}")
+        known, rest = prompt[:, :least], length - least
+        if not rest:
+            return store(known)
+        prefix = begin(params, known, condition, controls.guidance is not None)
+        forced = None
+        if prompt_length is not None and least < prompt.shape[1]:
+            following = jnp.zeros((n, length, *head.event), jnp.int32).at[:, : prompt.shape[1]].set(prompt)[:, least:]
+            forced = following, jnp.asarray(prompt_length) - least
+        _, tokens = grow(params, prefix, key, rest, controls, forced)
+        return store(jnp.concatenate([known, tokens.astype(known.dtype)], axis=1))
+
+    return Autoregressive(
+        init=init,
+        objectives=(Objective("network", loss, optimizer),),
+        evaluate=evaluate,
+        sample=sample,
+        observe=observe,
+        outputs=outputs,
+        log_prob=log_prob,
+        begin=begin,
+        grow=grow,
+    )
