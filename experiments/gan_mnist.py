@@ -140,11 +140,7 @@ def check(config: Config, spec: Spec) -> None:
     dcgan.halvings(spec.entries["image"][0])
     if spec.entries["image"][1] != "uint8":
         raise UserError(f"{spec.name} holds {spec.entries['image'][1]} images: expected uint8")
-    if options.conditional and not spec.classes:
-        raise UserError(f"--model.conditional: {spec.name} has no labels; use --model.no-conditional, or labelled data")
-    if controls.label is not None and not (options.conditional and controls.label in range(len(spec.classes))):
-        expected = f"0 to {len(spec.classes) - 1}" if options.conditional else "none, since the model has no condition"
-        raise UserError(f"--label {controls.label}: expected {expected}")
+    flags.check_condition(options.conditional, controls.label, spec)
     for truncation in (controls.truncation, config.evaluate.truncation):
         if truncation is not None and not truncation > 0:
             raise UserError(f"--truncation {truncation}: expected a number above 0, or None")

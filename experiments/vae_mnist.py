@@ -93,13 +93,7 @@ def load(config: Config) -> Dataset:
 
 def build(config: Config, spec: Spec) -> Experiment:
     options = config.model
-    if options.conditional and not spec.classes:
-        raise UserError(f"--model.conditional: {spec.name} has no labels; leave it out, or use labelled data")
-    if config.sample.label is not None and not (
-        options.conditional and config.sample.label in range(len(spec.classes))
-    ):
-        expected = f"0 to {len(spec.classes) - 1}" if options.conditional else "none, since the model has no condition"
-        raise UserError(f"--label {config.sample.label}: expected {expected}")
+    flags.check_condition(options.conditional, config.sample.label, spec)
     if spec.binarization == "none" and options.likelihood == "bernoulli":
         raise UserError(
             "--data.binarization none leaves grey pixels, and a Bernoulli likelihood is of black and white: "

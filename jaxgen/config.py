@@ -7,7 +7,7 @@ from typing import Literal
 import jax
 import optax
 
-from jaxgen.data import Dataset, load_images
+from jaxgen.data import Dataset, Spec, load_images
 from jaxgen.data.text import load_text
 from jaxgen.errors import UserError
 from jaxgen.types import PyTree
@@ -184,6 +184,15 @@ class Config:
     run: RunConfig = field(default_factory=RunConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     sample: SampleConfig = field(default_factory=SampleConfig)
+
+
+def check_condition(conditional: bool, label: int | None, spec: Spec) -> None:
+    """Raises UserError where a model is to know labels that the data lack, or a label is asked for that it lacks."""
+    if conditional and not spec.classes:
+        raise UserError(f"--model.conditional: {spec.name} has no labels: use --model.no-conditional, or labelled data")
+    if label is not None and not (conditional and label in range(len(spec.classes))):
+        expected = f"0 to {len(spec.classes) - 1}" if conditional else "none, since the model has no condition"
+        raise UserError(f"--label {label}: expected {expected}")
 
 
 def check(config: Config) -> None:

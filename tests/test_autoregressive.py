@@ -12,6 +12,7 @@ from conformance import check_model
 
 from jaxgen import distributions, parallel
 from jaxgen.models.autoregressive import (
+    Condition,
     Controls,
     autoregressive,
     bernoulli,
@@ -23,6 +24,7 @@ from jaxgen.networks.transformer import Transformer
 from jaxgen.step import init_state, make_step
 
 WORDS = 7
+LABEL = Condition("label", 3, partial(jax.nn.one_hot, num_classes=3))
 
 
 def text_model(optimizer=None, *, length=6, head=None, **options):
@@ -50,7 +52,7 @@ def sharp(model, batch, scale=6.0):
 
 
 def labelled(**options):
-    model, batch = text_model(condition=("label", partial(jax.nn.one_hot, num_classes=3)), **options), text_batch()
+    model, batch = text_model(condition=LABEL, **options), text_batch()
     return model, batch | {"label": jnp.arange(len(batch["tokens"]), dtype=jnp.int32) % 3}
 
 
@@ -60,7 +62,7 @@ def test_conformance():
 
 def test_conformance_with_a_condition_and_unequal_lengths():
     options = {"network": {"starts": True, "positions": "learned", "norm": "layer", "bias": True}, "length": 5}
-    options |= {"condition": ("label", partial(jax.nn.one_hot, num_classes=3))}
+    options |= {"condition": LABEL}
     batch = text_batch(length=5) | {"label": jnp.arange(8, dtype=jnp.int32) % 3}
     check_model(lambda optimizer: text_model(optimizer, **options), batch, entry="tokens")
 

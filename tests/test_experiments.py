@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh
 
-from experiments import gan_mnist, gan_stacked_mnist, gan_toy, transformer_text, vae_mnist
+from experiments import gan_mnist, gan_stacked_mnist, gan_toy, pixelcnn_mnist, transformer_text, vae_mnist
 from jaxgen import config as flags
 from jaxgen import parallel
 from jaxgen.data.source import Spec, batch_indices, gather
@@ -58,6 +58,16 @@ CONFIGS = {
         optimizer=SLOW,
         data=gan_stacked_mnist.DataConfig("mnist_5k", count=500),
         model=gan_mnist.ModelConfig(conditional=False, width=4, latents=8),
+    ),
+    "pixelcnn_mnist": pixelcnn_mnist.Config(
+        batch_size=16,
+        data=flags.ImageDataConfig("mnist_5k", image_size=8),
+        model=pixelcnn_mnist.ModelConfig(width=8, depth=3, first_kernel=3, conditional=True),
+    ),
+    "pixelcnn_mnist made": pixelcnn_mnist.Config(
+        batch_size=16,
+        data=flags.ImageDataConfig("mnist_5k", image_size=8, binarization="none"),
+        model=pixelcnn_mnist.ModelConfig("made", hidden=(32,), components=2),
     ),
     "transformer_text": transformer_text.Config(
         data=flags.TextDataConfig(f"text:{LICENSE}"),

@@ -270,7 +270,7 @@ def test_falls_back_and_says_so_everywhere(config, tmp_path, monkeypatch, capsys
     def unreachable(*args, **kwargs):
         raise UserError("no network")
 
-    monkeypatch.setattr("jaxgen.data.images.download", unreachable)
+    monkeypatch.setattr("jaxgen.data.prepare.download", unreachable)
     data = flags.ImageDataConfig(name="mnist", dir=tmp_path / "none")
     with pytest.raises(UserError, match="no network"):
         train(replace(config, data=replace(data, strict=True)))

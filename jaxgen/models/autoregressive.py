@@ -141,6 +141,20 @@ def logistic_mixture(components: int = 10, channels: int = 1, levels: int = 256)
     return Head(width, log_prob, draw, (channels,))
 
 
+class Condition(NamedTuple):
+    """What else a network knows.
+
+    Attributes:
+      entry: of the batch.
+      size: K.
+      encode: that entry as stored -> vectors [B, K].
+    """
+
+    entry: str
+    size: int
+    encode: Callable[[Array], Array]
+
+
 class Prefix(NamedTuple):
     """A sequence that grows: the network's output for its next token, and what it remembers of those before."""
 
@@ -179,7 +193,7 @@ def autoregressive(
     length: int,
     opening: Sequence[int] | Array = (),
     per_token: bool = False,
-    condition: tuple[str, Callable[[Array], Array]] | None = None,
+    condition: Condition | None = None,
     condition_dropout: float = 0.0,
     stop: int | None = None,
 ) -> Autoregressive:
@@ -197,7 +211,7 @@ def autoregressive(
       length: tokens of a sample, unless another number is asked for.
       opening: [P, ...], what samples begin with where no prompt is given; at least as many tokens as are `given`.
       per_token: divide the loss, in nats, by the number of tokens that an example of full length predicts.
-      condition: name of an entry of the batch, and the function that makes vectors [B, K] of it.
+      condition: what else the network is told.
       condition_dropout: share of examples that are trained without their condition, for classifier-free guidance.
       stop: token after which a sample is over; it is repeated to the end.
 
@@ -214,16 +228,15 @@ def autoregressive(
     # What the network says --------------------------------------------------------------------------------------------
 
     def described(batch: Batch, rows: int) -> Array | None:
-        return None if condition is None else vectors(batch[condition[0]][:rows], rows)
+        return None if condition is None else vectors(batch[condition.entry][:rows], rows)
 
     def vectors(given: Array | None, rows: int, kept: Array | None = None) -> Array | None:
         """[B, K + 1], the last number being 1; all 0 where the condition is left out."""
         if condition is None:
             return None
         if given is None:
-            size = jax.eval_shape(condition[1], jnp.zeros((1,), jnp.int32)).shape[-1]
-            return jnp.zeros((rows, size + 1))
-        vector = jnp.concatenate([condition[1](given), jnp.ones((rows, 1))], axis=-1)
+            return jnp.zeros((rows, condition.size + 1))
+        vector = jnp.concatenate([condition.encode(given), jnp.ones((rows, 1))], axis=-1)
         return vector if kept is None else vector * kept[:, None]
 
     def outputs(params: Params, tokens: Array, given: Array | None = None) -> Array:
@@ -243,7 +256,7 @@ def autoregressive(
 
     def evaluate(params: Params, batch: Batch, key: Key) -> dict[str, Array]:
         tokens, length = observe(batch, key), batch.get("length")
-        given = None if condition is None else batch[condition[0]]
+        given = None if condition is None else batch[condition.entry]
         values = {"loss": -log_prob(params, tokens, given, length) / scale(tokens)}
         if length is not None:
             values["share"] = (length - network.given) / (tokens.shape[1] - network.given)
@@ -254,7 +267,7 @@ def autoregressive(
         tokens, kept = observe(batch, observe_key), None
         if condition_dropout:
             kept = jax.random.bernoulli(kept_key, 1 - condition_dropout, (len(tokens),))
-        vector = None if condition is None else vectors(batch[condition[0]], len(tokens), kept)
+        vector = None if condition is None else vectors(batch[condition.entry], len(tokens), kept)
         said = network.apply({"params": params["network"]}, tokens, vector, rngs={"dropout": dropout_key})
         value = -summed(tokens, said, batch.get("length")).mean() / scale(tokens)
         return value, Aux({"loss": value})

@@ -7,6 +7,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from jaxgen.networks.dropout import drop
+
 Array = jax.Array
 
 
@@ -229,14 +231,6 @@ def norm_of(kind: str, bias: bool, dtype: str | None) -> nn.Module:
     if kind == "rms":
         return nn.RMSNorm(dtype=dtype)
     return nn.LayerNorm(epsilon=1e-5, use_bias=bias, dtype=dtype)
-
-
-def drop(module: nn.Module, rate: float, x: Array) -> Array:
-    """Dropout, where the module has a key for it (Srivastava et al. 2014)."""
-    if not rate or not module.has_rng("dropout"):
-        return x
-    kept = jax.random.bernoulli(module.make_rng("dropout"), 1 - rate, x.shape)
-    return jnp.where(kept, x / (1 - rate), 0)
 
 
 def turn(x: Array, angles: Array) -> Array:
