@@ -138,7 +138,7 @@ def network_of(config: Config, shape: tuple[int, ...], outputs: int, levels: int
     if options.network == "made":
         if not options.hidden and not options.direct:
             raise UserError(
-                "--model.hidden is empty: give widths, or --model.direct for a fully visible belief network"
+                "--model.hidden is empty: give widths, or --model.direct for a belief network"
             )
         return MADE(hidden=options.hidden, direct=options.direct, **common)
     if options.first_kernel < 3 or options.first_kernel % 2 == 0:
