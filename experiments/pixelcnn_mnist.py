@@ -137,9 +137,7 @@ def network_of(config: Config, shape: tuple[int, ...], outputs: int, levels: int
     common = {"shape": shape, "features_out": outputs, "levels": levels, "dtype": config.run.dtype}
     if options.network == "made":
         if not options.hidden and not options.direct:
-            raise UserError(
-                "--model.hidden is empty: give widths, or --model.direct for a belief network"
-            )
+            raise UserError("--model.hidden is empty: give widths, or --model.direct for a belief network")
         return MADE(hidden=options.hidden, direct=options.direct, **common)
     if options.first_kernel < 3 or options.first_kernel % 2 == 0:
         raise UserError(f"--model.first-kernel {options.first_kernel}: expected an odd number from 3 on")
