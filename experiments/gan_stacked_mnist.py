@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from experiments import gan_mnist
-from experiments.gan_mnist import EvaluateConfig, ModelConfig, check, experiment, model_of
+from experiments.gan_mnist import EvaluateConfig, ModelConfig, SampleConfig, check, experiment, model_of
 from jaxgen import config as flags
 from jaxgen.classifier import by_channel
 from jaxgen.data import Dataset, Spec
@@ -47,6 +47,7 @@ class Config(gan_mnist.Config):
     evaluate: EvaluateConfig = field(
         default_factory=lambda: EvaluateConfig(metrics="labels", num_samples=26_000, truncation=None)
     )
+    sample: SampleConfig = field(default_factory=lambda: SampleConfig(truncation=None))
 
 
 def digits(config: Config) -> Dataset:

@@ -108,6 +108,10 @@ def build(config: Config, spec: Spec) -> Experiment:
         raise UserError("--guidance is towards a --label, of a model trained with --model.condition-dropout above 0")
     if not 0 <= options.condition_dropout <= 1:
         raise UserError(f"--model.condition-dropout {options.condition_dropout}: expected a share from 0 to 1")
+    if controls.guidance is not None and spec.binarization == "none":
+        raise UserError("--guidance is of logits, and --data.binarization none models mixtures: leave it out")
+    if config.run.remat:
+        raise UserError("--run.remat is not for these networks: leave it out")
     Controls(controls.temperature).check()
     binary, height, width, channels = spec.binarization != "none", *shape
     head = bernoulli(channels) if binary else logistic_mixture(options.components, channels)
@@ -191,7 +195,7 @@ def experiment(model: Autoregressive, config: Config, spec: Spec) -> Experiment:
 
 
 NAMED = {
-    # For an accelerator, and not yet run; PixelCNN of van den Oord et al. 2016 (Pixel recurrent networks): 81.30 nats.
+    # For an accelerator, and not yet run: meant for 81.3 nats or less.
     "full": Config(
         workdir=Path("runs/pixelcnn_full"),
         steps=200_000,
@@ -200,7 +204,7 @@ NAMED = {
         model=ModelConfig(width=64, depth=12, dropout=0.3),
         run=flags.RunConfig(log_every=1_000, evaluate_every=20_000, checkpoint_every=10_000),
     ),
-    # Germain et al. 2015: one hidden layer of 8,000 reaches 88.40 nats on fixed binarisation, two of them 86.64.
+    # Germain et al. 2015, a narrower layer than theirs; not yet run.
     "made": Config(
         workdir=Path("runs/made"),
         steps=40_000,

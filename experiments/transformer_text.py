@@ -5,7 +5,7 @@ By default sizes and steps of nanoGPT's recipe for a laptop, on the works of Sha
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -112,19 +112,9 @@ def build(config: Config, spec: Spec) -> Experiment:
         raise UserError(f"--length {config.sample.length}: expected at least 1")
     network = Transformer(
         vocabulary=words.size,
-        context=options.context,
-        layers=options.layers,
-        width=options.width,
-        heads=options.heads,
-        kv_heads=options.kv_heads,
-        positions=options.positions,
-        norm=options.norm,
-        feed_forward=options.feed_forward,
-        dropout=options.dropout,
-        tied=options.tied,
-        bias=options.bias,
         remat=config.run.remat,
         dtype=config.run.dtype,
+        **asdict(options),  # each flag is an attribute of the network
     )
     (length,), dtype = spec.entries["tokens"]
     model = autoregressive(

@@ -98,6 +98,15 @@ def test_all_levels_by_flag(tmp_path):
         ({"sample": pixelcnn_mnist.SampleConfig(label=3)}, "--label 3: expected none"),
         ({"sample": pixelcnn_mnist.SampleConfig(guidance=3.0)}, "--guidance is towards a --label"),
         ({"sample": pixelcnn_mnist.SampleConfig(temperature=-1.0)}, "temperature -1.0"),
+        (
+            {
+                "model": pixelcnn_mnist.ModelConfig("made", conditional=True),
+                "sample": pixelcnn_mnist.SampleConfig(label=1, guidance=2.0),
+                "data": flags.ImageDataConfig("mnist_5k", image_size=8, binarization="none"),
+            },
+            "--guidance is of logits",
+        ),
+        ({"run": flags.RunConfig(remat=True)}, "--run.remat is not for these networks"),
         ({"model": pixelcnn_mnist.ModelConfig(condition_dropout=2.0)}, "--model.condition-dropout 2.0"),
         ({"model": pixelcnn_mnist.ModelConfig(first_kernel=4)}, "--model.first-kernel 4: expected an odd number"),
         ({"model": pixelcnn_mnist.ModelConfig(depth=0)}, "--model.depth 0"),

@@ -223,12 +223,9 @@ def autoregressive(
 
     def init(key: Key, batch: Batch) -> Params:
         tokens = observe(jax.tree.map(lambda a: a[:1], batch), key)
-        return {"network": network.init(key, tokens, described(batch, 1))["params"]}
+        return {"network": network.init(key, tokens, vectors(None, 1))["params"]}
 
     # What the network says --------------------------------------------------------------------------------------------
-
-    def described(batch: Batch, rows: int) -> Array | None:
-        return None if condition is None else vectors(batch[condition.entry][:rows], rows)
 
     def vectors(given: Array | None, rows: int, kept: Array | None = None) -> Array | None:
         """[B, K + 1], the last number being 1; all 0 where the condition is left out."""
@@ -239,37 +236,34 @@ def autoregressive(
         vector = jnp.concatenate([condition.encode(given), jnp.ones((rows, 1))], axis=-1)
         return vector if kept is None else vector * kept[:, None]
 
-    def outputs(params: Params, tokens: Array, given: Array | None = None) -> Array:
-        return network.apply({"params": params["network"]}, tokens, vectors(given, len(tokens)))
+    def outputs(params: Params, tokens: Array, given: Array | None = None, **training: Any) -> Array:
+        """`training` is who keeps the condition, and keys of what is random in the network."""
+        vector = vectors(given, len(tokens), training.pop("kept", None))
+        return network.apply({"params": params["network"]}, tokens, vector, **training)
 
-    def summed(tokens: Array, outputs: Array, length: Array | None) -> Array:
-        log_p = head.log_prob(tokens[:, network.given :], outputs)
+    def log_prob(
+        params: Params, tokens: Array, given: Array | None = None, length: Array | None = None, **training: Any
+    ) -> Array:
+        log_p = head.log_prob(tokens[:, network.given :], outputs(params, tokens, given, **training))
         if length is not None:
             log_p = jnp.where(jnp.arange(network.given, tokens.shape[1]) < length[:, None], log_p, 0.0)
         return log_p.sum(-1)
 
-    def log_prob(params: Params, tokens: Array, given: Array | None = None, length: Array | None = None) -> Array:
-        return summed(tokens, outputs(params, tokens, given), length)
-
-    def scale(tokens: Array) -> int:
-        return tokens.shape[1] - network.given if per_token else 1
-
-    def evaluate(params: Params, batch: Batch, key: Key) -> dict[str, Array]:
+    def evaluate(params: Params, batch: Batch, key: Key, **training: Any) -> dict[str, Array]:
         tokens, length = observe(batch, key), batch.get("length")
-        given = None if condition is None else batch[condition.entry]
-        values = {"loss": -log_prob(params, tokens, given, length) / scale(tokens)}
+        given, predicted = batch[condition.entry] if condition else None, tokens.shape[1] - network.given
+        values = {"loss": -log_prob(params, tokens, given, length, **training) / (predicted if per_token else 1)}
         if length is not None:
-            values["share"] = (length - network.given) / (tokens.shape[1] - network.given)
+            values["share"] = (length - network.given) / predicted
         return values
 
     def loss(params: Params, batch: Batch, key: Key) -> tuple[Array, Aux]:
         observe_key, dropout_key, kept_key = jax.random.split(key, 3)
-        tokens, kept = observe(batch, observe_key), None
-        if condition_dropout:
-            kept = jax.random.bernoulli(kept_key, 1 - condition_dropout, (len(tokens),))
-        vector = None if condition is None else vectors(batch[condition.entry], len(tokens), kept)
-        said = network.apply({"params": params["network"]}, tokens, vector, rngs={"dropout": dropout_key})
-        value = -summed(tokens, said, batch.get("length")).mean() / scale(tokens)
+        training = {"rngs": {"dropout": dropout_key}}
+        if condition is not None and condition_dropout:
+            rows = len(batch[condition.entry])
+            training["kept"] = jax.random.bernoulli(kept_key, 1 - condition_dropout, (rows,))
+        value = evaluate(params, batch, observe_key, **training)["loss"].mean()
         return value, Aux({"loss": value})
 
     # Drawing ----------------------------------------------------------------------------------------------------------
