@@ -5,6 +5,7 @@ Each comparison takes turns within one process, since machines drift; the ratio 
   vae      training through the real loop (log, checkpoints, next batches) against a bare lax.scan
   conv     a convolutional VAE with this project's convolutions against the same with those of lax
   gan      a DCGAN at 32x32x3 against the same in eager PyTorch (pip install -e '.[benchmark]')
+  gpt      shakespeare_cpu against nanoGPT: steps/s, loss, characters/s (NANOGPT is the folder of its checkout; PyTorch)
   seeds    ten seeds of a small GAN trained at once against the same ten one after another
   nll      importance-sampled test likelihood against a bare loop over chunks
   cost     the same loop with guard, log and checkpoints against the same without, one by one and together
@@ -29,12 +30,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments import gan_toy
+from experiments import gan_toy, transformer_text
 from jaxgen import log, parallel
 from jaxgen.checkpoint import Checkpoints
 from jaxgen.data import load_images
 from jaxgen.data.decode import from_signed, to_signed, to_uint8, to_unit
 from jaxgen.data.source import batch_indices, gather
+from jaxgen.data.vocabulary import vocabulary
 from jaxgen.distributions import bernoulli
 from jaxgen.evaluate import importance_weighted_nll
 from jaxgen.experiment import initializer
@@ -108,7 +110,7 @@ def benchmark_vae(turns: int = 7, steps: int = 1000, batch_size: int = 128) -> d
         value.block_until_ready()
 
     with tempfile.TemporaryDirectory() as folder:
-        real = real_loop(Path(folder), model, state, steps=steps, batch_size=batch_size, logs=True, saves=True)
+        real = real_loop(Path(folder), model, state, arrays, steps=steps, batch_size=batch_size, logs=True, saves=True)
         return take_turns({"real loop": real, "bare scan": bare}, turns, steps * batch_size)
 
 
@@ -120,12 +122,14 @@ def benchmark_cost(turns: int = 7, steps: int = 2000, batch_size: int = 128) -> 
         "log": ["logs"],
         "checkpoints": ["saves"],
     }
+    arrays = load_images("mnist_5k").train
     with tempfile.TemporaryDirectory() as folder:
         tasks = {}
         for name, options in {"none": (), **parts}.items():
             model, state = ready_to_train()
+            chosen = dict.fromkeys(options, True)
             tasks[name] = real_loop(
-                Path(folder, name), model, state, steps=steps, batch_size=batch_size, **dict.fromkeys(options, True)
+                Path(folder, name), model, state, arrays, steps=steps, batch_size=batch_size, **chosen
             )
         return take_turns(tasks, turns, steps * batch_size)
 
@@ -136,10 +140,11 @@ def ready_to_train() -> tuple:
     return model, init_state(model, jax.random.key(0), load_images("mnist_5k").train)
 
 
-def real_loop(folder: Path, model, state, *, steps: int, batch_size: int, guarded=False, logs=False, saves=False):
-    """A function that trains so many steps more, as `jaxgen.run` does."""
-    arrays, mesh = load_images("mnist_5k").train, parallel.make_mesh()
-    count = len(arrays["image"])
+def real_loop(
+    folder: Path, model, state, arrays, *, steps: int, batch_size: int, guarded=False, logs=False, saves=False
+):
+    """A function that trains so many steps more, as `jaxgen.run` does, and returns the state."""
+    mesh, count = parallel.make_mesh(), len(next(iter(arrays.values())))
     template = parallel.sharded(jax.eval_shape(lambda: state), mesh)
     compiled = parallel.compile_steps(partial(make_step, model, guard=guarded), template, mesh)
     folder.mkdir(exist_ok=True)
@@ -157,13 +162,14 @@ def real_loop(folder: Path, model, state, *, steps: int, batch_size: int, guarde
         if guarded:
             guard.progress(progress)
 
-    def run() -> None:
+    def run():
         nonlocal state
         stop = int(state.step) + steps
         hooks = [Hook(1000, checkpoints.save)] if saves else []
         state = train(state, compiled, batches, stop=stop, chunk=CHUNK, hooks=hooks, on_progress=on_progress)
         jax.block_until_ready(state)
         checkpoints.wait()
+        return state
 
     return run
 
@@ -304,6 +310,89 @@ def torch_dcgan(batches: np.ndarray) -> tuple[dict[str, int], Callable[[], None]
     return {name: sum(p.numel() for p in network.parameters()) for name, network in networks.items()}, run
 
 
+def benchmark_gpt(turns: int = 19, steps: int = 100) -> dict:
+    """shakespeare_cpu, trained to the end in 20 turns, against nanoGPT as it stands: training steps/s."""
+    config = transformer_text.NAMED["shakespeare_cpu"]
+    data = transformer_text.load(config)
+    experiment, batch = transformer_text.build(config, data.spec), {"tokens": data.train["tokens"][:1]}
+    model, context, batch_size = experiment.model, config.model.context, config.batch_size
+    reference, torch = nanogpt(config, vocabulary(data.vocabulary).size)
+    optimizer = reference.configure_optimizers(0.1, 1e-3, (0.9, 0.99), "cpu")
+    text = torch.tensor(np.concatenate([data.train["tokens"][:, 0], data.train["tokens"][-1, 1:]]).astype(np.int64))
+    done = 0
+
+    def train_reference() -> None:
+        """What its train.py does with the flags of its README."""
+        nonlocal done
+        for _ in range(steps):
+            decay = 0.5 * (1 + np.cos(np.pi * max(done - 100, 0) / (config.steps - 100)))
+            rate = 1e-3 * (done + 1) / 101 if done < 100 else 1e-4 + decay * (1e-3 - 1e-4)
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            starts = torch.randint(len(text) - context, (batch_size,))
+            x, y = (torch.stack([text[i + shift : i + shift + context] for i in starts]) for shift in (0, 1))
+            reference(x, y)[1].backward()
+            torch.nn.utils.clip_grad_norm_(reference.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            done += 1
+
+    with tempfile.TemporaryDirectory() as folder:
+        state = init_state(model, jax.random.key(0), batch)
+        ours = real_loop(
+            Path(folder), model, state, data.train, steps=steps, batch_size=batch_size, logs=True, saves=True
+        )
+        params = None
+
+        def train_ours() -> None:
+            nonlocal params
+            params = ours().params
+
+        rates = take_turns({"ours": train_ours, "nanoGPT": train_reference}, turns, steps)
+
+    windows, lengths = torch.tensor(data.test["tokens"].astype(np.int64)), data.test["length"]
+    reference.eval()
+    with torch.no_grad():
+        total = 0.0
+        for window, length in zip(windows, lengths, strict=True):
+            loss = reference(window[None, : length - 1], window[None, 1:length])[1]
+            total += loss.item() * int(length - 1)
+    loss = experiment.validate(params, data.test, jax.random.key(1))["loss"].mean
+    print(f"validation loss, nats a character, whole split: ours {loss:.4f}, nanoGPT {total / (lengths - 1).sum():.4f}")
+
+    sample = jax.jit(model.sample, static_argnames=("n", "length"))
+    for name, rows, prompt, length in (("within", 1, 1, 64), ("within", 64, 1, 64), ("past", 1, 64, 1064)):
+        start = data.test["tokens"][:rows, :prompt]
+        speeds = take_turns(
+            {
+                "ours": lambda: jax.block_until_ready(
+                    sample(params, jax.random.key(0), rows, prompt=start, length=length)
+                ),
+                "nanoGPT": lambda: reference.generate(torch.tensor(start.astype(np.int64)), length - prompt),
+            },
+            3 if length > 64 else 9,
+            rows * (length - prompt),
+        )
+        show(f"characters/s {name} the context, {rows} at once", speeds)
+    return rates
+
+
+def nanogpt(config: transformer_text.Config, size: int) -> tuple:
+    """Its model of the same sizes, and PyTorch."""
+    try:
+        import torch
+
+        sys.path.insert(0, str(Path(os.environ["NANOGPT"]).expanduser()))
+        from model import GPT, GPTConfig
+    except (ImportError, KeyError) as error:
+        sys.exit(f"the comparison gpt needs PyTorch, and NANOGPT=the folder of nanoGPT's checkout ({error})")
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    torch.manual_seed(1337)
+    options = config.model
+    sizes = {"n_layer": options.layers, "n_head": options.heads, "n_embd": options.width}
+    return GPT(GPTConfig(options.context, size, **sizes, dropout=0.0, bias=False)), torch
+
+
 def benchmark_seeds(turns: int = 5, steps: int = 100, seeds: int = 10) -> dict:
     """Ten seeds of the default GAN of points, seed-steps/s."""
     config = gan_toy.Config(seeds=seeds)
@@ -428,16 +517,19 @@ def main(names: list[str]) -> None:
         sys.exit(__doc__)
     for name in names:
         rates = known[name]()
-        print(f"\n{name}: {known[name].__doc__.splitlines()[0]}")
-        (reference, first), *others = rates.items()
-        print(f"  {reference:<22} {np.median(first):12,.2f}")
-        for other, values in others:
-            ratio = np.array(first) / np.array(values)
-            low, middle, high = np.quantile(ratio, [0, 0.5, 1])
-            print(
-                f"  {other:<22} {np.median(values):12,.2f}   {reference} / this: {middle:.2f} ({low:.2f} to {high:.2f})"
-            )
+        show(f"{name}: {known[name].__doc__.splitlines()[0]}", rates)
         print(json.dumps({name: rates}))
+
+
+def show(title: str, rates: dict[str, list[float]]) -> None:
+    """The first against each other one, turn by turn."""
+    print(f"\n{title}")
+    (reference, first), *others = rates.items()
+    print(f"  {reference:<22} {np.median(first):12,.2f}")
+    for other, values in others:
+        ratio = np.array(first) / np.array(values)
+        low, middle, high = np.quantile(ratio, [0, 0.5, 1])
+        print(f"  {other:<22} {np.median(values):12,.2f}   {reference} / this: {middle:.2f} ({low:.2f} to {high:.2f})")
 
 
 if __name__ == "__main__":

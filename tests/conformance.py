@@ -24,8 +24,9 @@ def check_model(
 ) -> None:
     """Everything below; `entry` is what the model samples, `loss` the metric that falls."""
     adam, sgd = make(optax.adam(1e-2)), make(optax.sgd(1e-3))
-    same_key_same_result(adam, batch)
-    loss_falls(adam, batch, loss)
+    step = jax.jit(make_step(adam))
+    same_key_same_result(adam, step, batch)
+    loss_falls(adam, step, batch, loss)
     evaluate_is_per_example(adam, batch, entry)
     sample_has_shape_and_dtype(adam, batch, entry)
     devices_agree(sgd, batch)
@@ -33,20 +34,21 @@ def check_model(
     mapped_steps_agree_with_jit(sgd, batch)
 
 
-def same_key_same_result(model: Model, batch: Batch) -> None:
-    step, sample = jax.jit(make_step(model)), jax.jit(lambda params, key: model.sample(params, key, 3))
+def same_key_same_result(model: Model, step: Callable, batch: Batch) -> None:
+    sample = jax.jit(lambda params, key: model.sample(params, key, 3))
 
     def result():
         state, metrics = step(initial(model, batch), batch)
         return state.params, metrics, sample(state.params, jax.random.key(1))
 
     jax.tree.map(np.testing.assert_array_equal, result(), result())
-    one, other = (sample(result()[0], jax.random.key(i)) for i in range(2))
+    params = initial(model, batch).params
+    one, other = (sample(params, jax.random.key(i)) for i in range(2))
     assert not np.array_equal(one, other)
 
 
-def loss_falls(model: Model, batch: Batch, loss: str, steps: int = 60) -> None:
-    step, state, losses = jax.jit(make_step(model)), initial(model, batch), []
+def loss_falls(model: Model, step: Callable, batch: Batch, loss: str, steps: int = 60) -> None:
+    state, losses = initial(model, batch), []
     for _ in range(steps):
         state, metrics = step(state, batch)
         losses.append(metrics[loss])
@@ -90,7 +92,10 @@ def devices_agree(model: Model, batch: Batch) -> None:
 
 def mapped_steps_agree(model: Model, batch: Batch) -> None:
     """Under pmap and shard_map every shard draws its own noise, the same under both."""
-    close(*mapped(model, batch))
+    shards = jax.tree.map(lambda x: x.reshape(DEVICES, -1, *x.shape[1:]), batch)
+    step = jax.pmap(make_step(model, axis_name="data"), in_axes=(None, 0), axis_name="data")
+    replicas, metrics = step(initial(model, batch), shards)
+    close(jax.tree.map(lambda x: x[0], jax.device_get((replicas.params, metrics))), under_shard_map(model, batch))
 
 
 def mapped_steps_agree_with_jit(model: Model, batch: Batch) -> None:
@@ -98,18 +103,15 @@ def mapped_steps_agree_with_jit(model: Model, batch: Batch) -> None:
     batch = batch | {"index": jnp.arange(len(next(iter(batch.values()))))}
     model = noise_by_example(model)
     state, metrics = jax.jit(make_step(model))(initial(model, batch), batch)
-    for result in mapped(model, batch):
-        close((state.params, metrics), result)
+    close(jax.device_get((state.params, metrics)), under_shard_map(model, batch))
 
 
-def mapped(model: Model, batch: Batch) -> list:
-    """(params, metrics) after one step, under pmap and under shard_map."""
-    step, state, mesh = make_step(model, axis_name="data"), initial(model, batch), parallel.make_mesh()
-    shards = jax.tree.map(lambda x: x.reshape(DEVICES, -1, *x.shape[1:]), batch)
-    replicas, metrics = jax.pmap(step, in_axes=(None, 0), axis_name="data")(state, shards)
-    pmapped = jax.tree.map(lambda x: x[0], (replicas.params, metrics))
-    sharded, metrics = jax.jit(jax.shard_map(step, mesh=mesh, in_specs=(P(), P("data")), out_specs=P()))(state, batch)
-    return jax.device_get([pmapped, (sharded.params, metrics)])
+def under_shard_map(model: Model, batch: Batch) -> tuple:
+    """(params, metrics) after one step."""
+    step, mesh = make_step(model, axis_name="data"), parallel.make_mesh()
+    step = jax.jit(jax.shard_map(step, mesh=mesh, in_specs=(P(), P("data")), out_specs=P()))
+    state, metrics = step(initial(model, batch), batch)
+    return jax.device_get((state.params, metrics))
 
 
 compiled_init = jax.jit(init_state, static_argnums=0)  # once a model

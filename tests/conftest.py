@@ -18,6 +18,11 @@ import jax  # noqa: E402
 jax.config.update("jax_num_cpu_devices", 4)
 
 
+def pytest_collection_modifyitems(items):
+    """The longest first, so that no worker is left with one of them at the end."""
+    items.sort(key=lambda item: "test_processes" not in item.nodeid)
+
+
 def pytest_unconfigure():
     if compiled:
         shutil.rmtree(compiled, ignore_errors=True)

@@ -1,7 +1,10 @@
 """Whole runs of adversarial networks: what is in the folder, going on bit for bit, several seeds, mistakes."""
 
+import io
 import json
+import shutil
 import signal
+from contextlib import redirect_stdout
 from dataclasses import replace
 from functools import partial
 
@@ -21,11 +24,23 @@ from jaxgen.run import run
 RUN = flags.RunConfig(log_every=10, evaluate_every=20, checkpoint_every=20, chunk=5)
 
 
-@pytest.fixture(autouse=True)
-def quick(monkeypatch, tmp_path):
+@pytest.fixture(scope="module", autouse=True)
+def quick(tmp_path_factory):
     """No shared caches, and a classifier that is trained in no time."""
-    monkeypatch.setattr("jaxgen.run.cache_compilations", lambda: None)
-    monkeypatch.setattr(gan_mnist, "classifier", partial(classifier, steps=40, cache=tmp_path / "classifiers"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("jaxgen.run.cache_compilations", lambda: None)
+        cache = tmp_path_factory.mktemp("classifiers")
+        patch.setattr(gan_mnist, "classifier", partial(classifier, steps=40, cache=cache))
+        yield
+
+
+@pytest.fixture(scope="module")
+def whole(quick, tmp_path_factory):
+    """A run that ended undisturbed, and what it printed; its folder is only to be read."""
+    config, printed = digits(tmp_path_factory.mktemp("whole")), io.StringIO()
+    with redirect_stdout(printed):
+        train(gan_mnist, config)
+    return config, printed.getvalue()
 
 
 def digits(tmp_path, **changes):
@@ -35,6 +50,7 @@ def digits(tmp_path, **changes):
         batch_size=16,
         data=flags.ImageDataConfig("mnist_5k", binarization="none", image_size=8),
         model=gan_mnist.ModelConfig(width=4, latents=4, lazy=4),
+        optimizer=flags.OptimizerConfig(ema_decay=0.9),
         run=RUN,
         evaluate=gan_mnist.EvaluateConfig("frechet,prdc,score,labels", num_samples=100),
     )
@@ -45,10 +61,8 @@ def train(module, config):
     run(config, module.load, module.build, module.__name__.rpartition(".")[2], "python -m experiments.x")
 
 
-def test_a_run_leaves_what_it_promises(tmp_path, capsys):
-    config = digits(tmp_path)
-    train(gan_mnist, config)
-    printed = capsys.readouterr().out
+def test_a_run_leaves_what_it_promises(whole, tmp_path, capsys):
+    config, printed = whole
     for figure in ("Frechet distance", "precision", "recall", "density", "coverage", "score", "samples of the class"):
         assert f"{figure}" in printed
         assert "(mnist_5k classifier, " in printed
@@ -69,7 +83,8 @@ def test_a_run_leaves_what_it_promises(tmp_path, capsys):
         with Image.open(out) as picture:
             assert picture.size == (2 * (2 * 8 + 2), 2 * (2 * 8 + 2))
     capsys.readouterr()
-    commands.main(["evaluate", str(config.workdir), "--metrics", "frechet,kernel,prdc", "--num-samples", "50"])
+    shutil.copytree(config.workdir, tmp_path / "copy")
+    commands.main(["evaluate", str(tmp_path / "copy"), "--metrics", "frechet,kernel,prdc", "--num-samples", "50"])
     assert "kernel distance (mnist_5k classifier" in capsys.readouterr().out
     with pytest.raises(UserError, match="--label 10: expected 0 to 9"):
         commands.main(["sample", str(config.workdir), "--label", "10"])
@@ -77,10 +92,8 @@ def test_a_run_leaves_what_it_promises(tmp_path, capsys):
         commands.main(["evaluate", str(config.workdir), "--metrics", "frechet,fid"])
 
 
-def test_interrupted_it_goes_on_bit_for_bit(tmp_path, monkeypatch):
-    config = digits(tmp_path, optimizer=flags.OptimizerConfig(ema_decay=0.9))
-    whole = replace(config, workdir=tmp_path / "whole")
-    train(gan_mnist, whole)
+def test_interrupted_it_goes_on_bit_for_bit(whole, tmp_path, monkeypatch):
+    config = digits(tmp_path)
     progress = log.Log.progress
 
     def interrupt(self, chunk):
@@ -93,7 +106,7 @@ def test_interrupted_it_goes_on_bit_for_bit(tmp_path, monkeypatch):
         train(gan_mnist, config)
     assert not (config.workdir / "report.html").exists()
     train(gan_mnist, config)
-    assert_same_state(config.workdir, whole.workdir)
+    assert_same_state(config.workdir, whole[0].workdir)
 
 
 def test_a_run_that_collapses_says_so(tmp_path, capsys):
@@ -165,9 +178,7 @@ def test_a_mistake_is_one_clear_line(tmp_path, change, message):
     assert len(str(error.value).splitlines()) == 1
 
 
-def test_an_inception_file_that_is_none_is_refused(tmp_path):
-    config = digits(tmp_path, steps=2)
+def test_an_inception_file_that_is_none_is_refused(whole, tmp_path):
     (tmp_path / "weights.npz").write_bytes(b"no")
-    train(gan_mnist, replace(config, steps=2))
     with pytest.raises(UserError, match=r"cannot read .*weights.npz"):
-        commands.main(["evaluate", str(config.workdir), "--inception", str(tmp_path / "weights.npz")])
+        commands.main(["evaluate", str(whole[0].workdir), "--inception", str(tmp_path / "weights.npz")])

@@ -214,7 +214,10 @@ def test_dropout_of_the_pixelcnn_is_for_training():
 
 
 def test_pixelcnn_has_the_parameters_it_should_have():
-    """Per layer: two gated kernels with biases, the joint of the stacks, a skip and, but in the last, a residual."""
+    """Per layer: two gated kernels with biases, the joint of the stacks, a skip and, but in the last, a residual.
+
+    And once a shift of the first gates for each pixel.
+    """
     network = PixelCNN((28, 28, 1), 1, width=32, depth=8)
     params = jax.eval_shape(network.init, KEY, jnp.zeros((1, 784, 1), int))["params"]
     shapes = jax.tree.map(jnp.shape, params)
@@ -226,7 +229,8 @@ def test_pixelcnn_has_the_parameters_it_should_have():
     first, later = (21 + 3) * 64, (6 + 2) * 32 * 64
     layer = 2 * 64 + 64 * 64 + 32 * 32
     total = first + 7 * later + 8 * layer + 7 * (32 * 32 + 32) + (32 * 32 + 32) + (32 + 1)
-    assert sum(math.prod(a.shape) for a in jax.tree.leaves(params)) == total == 166_689
+    assert shapes["place"] == (28, 28, 128)
+    assert sum(math.prod(a.shape) for a in jax.tree.leaves(params)) == total + 28 * 28 * 128 == 267_041
 
 
 def test_made_has_the_weights_it_should_have():

@@ -81,14 +81,15 @@ def vae_mnist(workdir: Path, *flags: str) -> list[str]:
     return ["-m", "experiments.vae_mnist", *TINY, "--workdir", str(workdir), *flags]
 
 
-def parameters(environment, tmp_path: Path, count: int, devices: int, sharding="replicated", how="jit") -> dict:
-    """Parameters after 20 steps on so many processes of so many devices."""
-    out, where = tmp_path / f"{len(list(tmp_path.iterdir()))}.npz", address()
+def parameters(environment, tmp_path: Path, count: int, devices: int, *variants: str) -> list[dict]:
+    """Of each variant, the parameters after 20 steps on so many processes of so many devices."""
+    out, where = tmp_path / f"{len(list(tmp_path.iterdir()))}", address()
+    out.mkdir()
     several = [[where, str(count), str(i)] if count > 1 else [] for i in range(count)]
-    commands = [[WORKER, "train", str(out), sharding, how, *given] for given in several]
+    commands = [[WORKER, "train", str(out), ",".join(variants), *given] for given in several]
     with started(commands, environment, devices) as running:
         finish(running)
-    return dict(np.load(out))
+    return [dict(np.load(out / f"{variant}.npz")) for variant in variants]
 
 
 def largest_difference(one: dict, other: dict) -> float:
@@ -97,22 +98,19 @@ def largest_difference(one: dict, other: dict) -> float:
 
 
 def test_processes_and_devices_agree_and_the_same_twice_is_the_same(environment, tmp_path, record_property):
-    alone = parameters(environment, tmp_path, 1, 1)
+    (alone,) = parameters(environment, tmp_path, 1, 1, "jit")
     assert max(np.abs(x).max() for x in alone.values()) > 0.1
-    two_by_two = parameters(environment, tmp_path, 2, 2)
-    for name, other in {
-        "1 x 4": parameters(environment, tmp_path, 1, 4),
-        "2 x 2": two_by_two,
-        "4 x 1": parameters(environment, tmp_path, 4, 1),
-        "2 x 2, fsdp": parameters(environment, tmp_path, 2, 2, sharding="fsdp"),
-    }.items():
+    one_by_four, one_by_four_mapped = parameters(environment, tmp_path, 1, 4, "jit", "shard_map")
+    two_by_two, fsdp, mapped = parameters(environment, tmp_path, 2, 2, "jit", "fsdp", "shard_map")
+    (four_by_one,) = parameters(environment, tmp_path, 4, 1, "jit")
+    for name, other in {"1 x 4": one_by_four, "2 x 2": two_by_two, "4 x 1": four_by_one, "2 x 2, fsdp": fsdp}.items():
         difference = largest_difference(alone, other)
         record_property(name, float(difference))
         print(name, difference)
         assert difference <= 1e-6, name
-    assert largest_difference(two_by_two, parameters(environment, tmp_path, 2, 2)) == 0
-    mapped = parameters(environment, tmp_path, 2, 2, how="shard_map")
-    assert largest_difference(mapped, parameters(environment, tmp_path, 1, 4, how="shard_map")) <= 1e-6
+    (again,) = parameters(environment, tmp_path, 2, 2, "jit")
+    assert largest_difference(two_by_two, again) == 0
+    assert largest_difference(mapped, one_by_four_mapped) <= 1e-6
 
 
 def test_stopped_together_and_gone_on_with_by_other_numbers_of_processes(environment, tmp_path):

@@ -9,14 +9,17 @@ import jax
 import numpy as np
 import optax
 
-from jaxgen import parallel, processes, run
+from jaxgen import parallel, processes
 from jaxgen.data.source import batch_indices
 from jaxgen.models.vae import vae
 from jaxgen.step import init_state, make_step
 
 
-def train(out: str, sharding: str, how: str, *address: str) -> None:
-    """20 steps under SGD, from a global batch of which each process reads its part; process 0 saves the parameters."""
+def train(folder: str, variants: str, *address: str) -> None:
+    """20 steps under SGD, from a global batch of which each process reads its part; process 0 saves the parameters.
+
+    Each of the variants, joined by commas, is fsdp, or what compiles the step; its parameters go to a file of its name.
+    """
     from jaxgen.data.decode import to_uint8, to_unit
     from jaxgen.distributions import bernoulli
     from jaxgen.networks.mlp import MLP
@@ -35,24 +38,27 @@ def train(out: str, sharding: str, how: str, *address: str) -> None:
     mesh = parallel.make_mesh()
     first = {name: array[:8] for name, array in data.items()}
     init = partial(init_state, model)
-    template = jax.eval_shape(init, jax.random.key(0), first)
-    template = parallel.sharded(template, mesh, fsdp=sharding == "fsdp")
-    state = parallel.compile_init(init, template)(jax.random.key(0), first)
-    steps = parallel.compile_steps(partial(make_step, model, guard=True), template, mesh, how)
-    rows = parallel.local_rows(8, mesh)
-    for start in (0, 10):
-        indices = batch_indices(48, 8, seed=0, start=start, stop=start + 10)[:, rows]
-        state, _ = steps(state, parallel.put_chunk({"image": data["image"][indices]}, mesh))
-    params = parallel.gathered(lambda state: state.params, mesh)(state)
-    if processes.is_main():
-        flat = {jax.tree_util.keystr(path): np.asarray(x) for path, x in jax.tree.leaves_with_path(params)}
-        np.savez(out, **flat)
+    for variant in variants.split(","):
+        fsdp = variant == "fsdp"
+        template = parallel.sharded(jax.eval_shape(init, jax.random.key(0), first), mesh, fsdp=fsdp)
+        state = parallel.compile_init(init, template)(jax.random.key(0), first)
+        step = partial(make_step, model, guard=True)
+        steps = parallel.compile_steps(step, template, mesh, "jit" if fsdp else variant)
+        rows = parallel.local_rows(8, mesh)
+        for start in (0, 10):
+            indices = batch_indices(48, 8, seed=0, start=start, stop=start + 10)[:, rows]
+            state, _ = steps(state, parallel.put_chunk({"image": data["image"][indices]}, mesh))
+        params = parallel.gathered(lambda state: state.params, mesh)(state)
+        if processes.is_main():
+            flat = {jax.tree_util.keystr(path): np.asarray(x) for path, x in jax.tree.leaves_with_path(params)}
+            np.savez(Path(folder, f"{variant}.npz"), **flat)
     assert processes.exchange(jax.process_index()) == list(range(jax.process_count()))
 
 
 def record(folder: str, *arguments: str) -> None:
     """`python -m experiments.vae_mnist`, writing down which examples of which steps this process reads."""
     from experiments import vae_mnist
+    from jaxgen import run
 
     asked: list[tuple[int, int]] = []
 
@@ -74,7 +80,7 @@ def record(folder: str, *arguments: str) -> None:
 def other_versions(*arguments: str) -> None:
     """`python -m experiments.vae_mnist`, with packages of another version on process 1."""
     from experiments import vae_mnist
-    from jaxgen import folder
+    from jaxgen import folder, run
 
     versions = folder.versions
     folder.versions = lambda: versions() | {"flax": f"0.{jax.process_index()}"}

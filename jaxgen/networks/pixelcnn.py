@@ -43,7 +43,8 @@ class PixelCNN(nn.Module):
     the pixel in its row and, through the vertical one, all rows above: together all pixels of the receptive field,
     without a blind spot. The channels of a pixel are one token: they are predicted together.
 
-    An optional condition [B, D] shifts both gates of every layer (eq. 4).
+    An optional condition [B, D] shifts both gates of every layer (eq. 4), and so does, in the first layer, where in the
+    image a pixel is: a receptive field that is smaller than the image does not tell.
 
     Attributes:
       shape: (H, W, C).
@@ -83,6 +84,8 @@ class PixelCNN(nn.Module):
             Layer(self.width, self.kernel if i else self.first_kernel, i > 0, self.dropout, self.dtype)
             for i in range(self.depth)
         ]
+        place = self.param("place", nn.initializers.normal(0.02), (*self.shape[:2], 4 * self.width))
+        self.place = place.astype(self.dtype or jnp.float32)
         self.hidden = Conv(self.width, kernel_size=1, dtype=self.dtype)
         self.output = Conv(self.features_out, kernel_size=1, dtype=self.dtype)
 
@@ -128,9 +131,10 @@ class PixelCNN(nn.Module):
     def next_row(self, cache: Cache) -> Cache:
         """The vertical stack in a row of which no pixel was read."""
         pixels = jnp.pad(cache.pixels[:, 1:], ((0, 0), (0, 1), (0, 0), (0, 0)))
+        place = jax.lax.dynamic_slice_in_dim(self.place, cache.position // self.shape[1], 1)
         window, above, contexts = pixels[:, :-1], [], []
         for layer, before in zip(self.layers, (*cache.above, None), strict=True):
-            v, context = layer.vertical(window, cache.condition)
+            v, context = layer.vertical(window, cache.condition, None if contexts else place)
             contexts.append(context[:, 0])
             if before is not None:
                 window = jnp.concatenate([before, widen(v, self.kernel // 2)], axis=1)
@@ -166,7 +170,7 @@ class PixelCNN(nn.Module):
             # The first layer's windows end above the pixel and left of it: they never hold the last row or column.
             above = widen(v if i else v[:, :-1], border, rows=border)
             left = jnp.pad(h if i else h[:, :, :-1], ((0, 0), (0, 0), (border, 0), (0, 0)))
-            v, context = layer.vertical(above, condition)
+            v, context = layer.vertical(above, condition, None if i else self.place[: x.shape[1]])
             h, skip = layer.horizontal(left, context, h if i else None, last=i == self.depth - 1)
             skips += skip
             contexts.append(context)
@@ -201,13 +205,17 @@ class Layer(nn.Module):
         self.skip = Conv(self.width, kernel_size=1, use_bias=False, dtype=self.dtype)
         self.residual = Conv(self.width, kernel_size=1, dtype=self.dtype)
 
-    def vertical(self, window: Array, condition: Array | None) -> tuple[Array, Array]:
-        """[B, h + rows above, W + 2 * border, I] -> features [B, h, W, width], and [B, h, W, 2 * width] for below."""
+    def vertical(self, window: Array, condition: Array | None, place: Array | None) -> tuple[Array, Array]:
+        """[B, h + rows above, W + 2 * border, I] -> features [B, h, W, width], and [B, h, W, 2 * width] for below.
+
+        Both are shifted by the condition [B, D] and the place [h, W, 4 * width], where there are any.
+        """
         z = self.down(window)
         context = self.join(z)
-        if condition is not None:
-            for_z, for_context = jnp.split(self.shift(condition)[:, None, None], 2, axis=-1)
-            z, context = z + for_z, context + for_context
+        for shift in (place, None if condition is None else self.shift(condition)[:, None, None]):
+            if shift is not None:
+                for_z, for_context = jnp.split(shift, 2, axis=-1)
+                z, context = z + for_z, context + for_context
         return drop(self, self.dropout, gate(z)), context
 
     def horizontal(self, window: Array, context: Array, h: Array | None, *, last: bool) -> tuple[Array | None, Array]:
