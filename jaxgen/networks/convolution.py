@@ -178,7 +178,8 @@ def _loop_over_seeds(f: Callable) -> Callable:
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _down(x: jax.Array, k: jax.Array, g: _Geometry) -> jax.Array:
     """[B, H, W, I], [kh, kw, I, O] -> [B, h, w, O]."""
-    pads = [(low, max(high, 0)) for low, high in g.pads()]
+    # What a stride leaves over at the end need not be cut off.
+    pads = [(low, 0 if -g.stride < high < 0 else high) for low, high in g.pads()]
 
     def plain(x, k):
         return _convolve(x, k, pads, strides=g.stride)
