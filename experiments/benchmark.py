@@ -19,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -114,7 +115,7 @@ def benchmark_vae(turns: int = 7, steps: int = 1000, batch_size: int = 128) -> d
         return take_turns({"real loop": real, "bare scan": bare}, turns, steps * batch_size)
 
 
-def benchmark_cost(turns: int = 7, steps: int = 2000, batch_size: int = 128) -> dict:
+def benchmark_cost(turns: int = 15, steps: int = 1000, batch_size: int = 128) -> dict:
     """784-400-20-400-784 as above; a log line every 100 steps, a checkpoint every 1,000."""
     parts = {
         "all of them": ("guarded", "logs", "saves"),
@@ -500,14 +501,16 @@ def benchmark_run(turns: int = 1) -> dict:
 
 
 def take_turns(tasks: dict[str, Callable[[], None]], turns: int, work: int) -> dict:
-    """Units of work per second of each task, turn by turn, after one turn to warm up."""
+    """Units of work per second of each task, turn by turn, after one turn to warm up; another begins each time."""
     rates: dict[str, list[float]] = {name: [] for name in tasks}
+    names = deque(tasks)
     for turn in range(turns + 1):
-        for name, task in tasks.items():
+        for name in names:
             start = time.perf_counter()
-            task()
+            tasks[name]()
             if turn:
                 rates[name].append(work / (time.perf_counter() - start))
+        names.rotate(1)
     return rates
 
 
