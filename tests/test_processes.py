@@ -269,11 +269,12 @@ def test_a_mistake_in_the_address_is_one_clear_line(environment, tmp_path, given
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("count", "steps", "flags"), [(1, 20_000, []), (1, 20_000, ["--run.synchronous"]), (2, 6_000, [])]
+    ("count", "steps", "every", "flags"),
+    [(1, 20_000, 100, []), (1, 20_000, 100, ["--run.synchronous"]), (2, 3_000, 20, [])],
 )
-def test_killed_twenty_times_no_saved_step_is_lost(environment, tmp_path, count, steps, flags):
+def test_killed_twenty_times_no_saved_step_is_lost(environment, tmp_path, count, steps, every, flags):
     """Kill -9 of all processes, at random moments; the end is that of the undisturbed run."""
-    flags = [*flags, "--steps", str(steps), "--run.checkpoint-every", "100", "--run.log-every", "100"]
+    flags = [*flags, "--steps", str(steps), "--run.checkpoint-every", str(every), "--run.log-every", str(every)]
     with started(joined(vae_mnist(tmp_path / "whole", *flags), count), environment) as running:
         finish(running)
     folder, moments, kills = tmp_path / "killed", random.Random(0), 0
