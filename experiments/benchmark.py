@@ -116,7 +116,7 @@ def benchmark_vae(turns: int = 7, steps: int = 1000, batch_size: int = 128) -> d
 
 
 def benchmark_cost(turns: int = 7, steps: int = 500, batch_size: int = 128) -> dict:
-    """784-400-20-400-784 as above; a log line every 100 steps, a checkpoint every 500."""
+    """784-400-20-400-784 as above; a log line every 100 steps, a checkpoint at the end of each turn."""
     parts = {
         "all of them": ("guarded", "logs", "saves"),
         "guard": ["guarded"],
@@ -166,7 +166,7 @@ def real_loop(
     def run():
         nonlocal state
         stop = int(state.step) + steps
-        hooks = [Hook(500, checkpoints.save)] if saves else []
+        hooks = [Hook(1000, checkpoints.save)] if saves else []
         state = train(state, compiled, batches, stop=stop, chunk=CHUNK, hooks=hooks, on_progress=on_progress)
         jax.block_until_ready(state)
         checkpoints.wait()
