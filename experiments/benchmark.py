@@ -76,7 +76,8 @@ def bare_dense(params, x):
 
 def benchmark_vae(turns: int = 7, steps: int = 1000, batch_size: int = 128) -> dict:
     """784-400-20-400-784, Adam, float32, intensities as targets as in pytorch/examples."""
-    arrays, model, state = load_images("mnist_5k").train, *ready_to_train()
+    arrays = load_images("mnist_5k").train
+    model, state = ready_to_train(arrays)
     count = len(arrays["image"])
 
     # Bare: everything on the device, nothing but the equations.
@@ -127,7 +128,7 @@ def benchmark_cost(turns: int = 7, steps: int = 500, batch_size: int = 128) -> d
     with tempfile.TemporaryDirectory() as folder:
         tasks = {}
         for name, options in {"none": (), **parts}.items():
-            model, state = ready_to_train()
+            model, state = ready_to_train(arrays)
             chosen = dict.fromkeys(options, True)
             tasks[name] = real_loop(
                 Path(folder, name), model, state, arrays, steps=steps, batch_size=batch_size, **chosen
@@ -135,10 +136,10 @@ def benchmark_cost(turns: int = 7, steps: int = 500, batch_size: int = 128) -> d
         return take_turns(tasks, turns, steps * batch_size)
 
 
-def ready_to_train() -> tuple:
+def ready_to_train(arrays) -> tuple:
     """The model 784-400-20-400-784, and its state."""
     model = mlp_vae((400,), 20)
-    return model, init_state(model, jax.random.key(0), load_images("mnist_5k").train)
+    return model, init_state(model, jax.random.key(0), arrays)
 
 
 def real_loop(
@@ -266,10 +267,7 @@ def benchmark_gan(turns: int = 5, steps: int = 10, batch_size: int = 64) -> dict
 
 def torch_dcgan(batches: np.ndarray) -> tuple[dict[str, int], Callable[[], None]]:
     """The same in PyTorch: parameters of each network, and a function that trains on each of [K, B, H, W, C]."""
-    try:
-        import torch
-    except ModuleNotFoundError:
-        sys.exit("the comparison gan needs PyTorch: pip install -e '.[benchmark]'")
+    torch = pytorch()
     from torch import nn as layers
     from torch.nn.functional import softplus
 
@@ -279,9 +277,6 @@ def torch_dcgan(batches: np.ndarray) -> tuple[dict[str, int], Callable[[], None]
     def down(i: int, o: int) -> list:
         return [layers.Conv2d(i, o, 4, 2, 1), layers.BatchNorm2d(o), layers.LeakyReLU(0.2, inplace=True)]
 
-    # As many as XLA takes. They wait for each other by spinning, four times slower where other work shares the cores:
-    # measure on an idle machine, or with OMP_WAIT_POLICY=passive.
-    torch.set_num_threads(len(os.sched_getaffinity(0)))
     start, first = [layers.Linear(100, 4096), layers.Unflatten(1, (256, 4, 4))], down(3, 64)
     generator = layers.Sequential(*start, *up(256, 128), *up(128, 64), *up(64, 3), layers.Tanh())
     del first[1]  # no normalisation before the first activation
@@ -309,6 +304,20 @@ def torch_dcgan(batches: np.ndarray) -> tuple[dict[str, int], Callable[[], None]
             discriminator.requires_grad_(True)
 
     return {name: sum(p.numel() for p in network.parameters()) for name, network in networks.items()}, run
+
+
+def pytorch():
+    """PyTorch, with as many threads as XLA takes.
+
+    They wait for each other by spinning, four times slower where other work shares the cores: measure on an idle
+    machine, or with OMP_WAIT_POLICY=passive.
+    """
+    try:
+        import torch
+    except ModuleNotFoundError:
+        sys.exit("this comparison needs PyTorch: pip install -e '.[benchmark]'")
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    return torch
 
 
 def benchmark_gpt(turns: int = 19, steps: int = 100) -> dict:
@@ -380,14 +389,12 @@ def benchmark_gpt(turns: int = 19, steps: int = 100) -> dict:
 
 def nanogpt(config: transformer_text.Config, size: int) -> tuple:
     """Its model of the same sizes, and PyTorch."""
+    torch = pytorch()
     try:
-        import torch
-
         sys.path.insert(0, str(Path(os.environ["NANOGPT"]).expanduser()))
         from model import GPT, GPTConfig
-    except (ImportError, KeyError) as error:
-        sys.exit(f"the comparison gpt needs PyTorch, and NANOGPT=the folder of nanoGPT's checkout ({error})")
-    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    except (ImportError, KeyError):
+        sys.exit("the comparison gpt needs nanoGPT: NANOGPT=the folder of its checkout")
     torch.manual_seed(1337)
     options = config.model
     sizes = {"n_layer": options.layers, "n_head": options.heads, "n_embd": options.width}

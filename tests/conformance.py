@@ -41,8 +41,9 @@ def same_key_same_result(model: Model, step: Callable, batch: Batch) -> None:
         state, metrics = step(initial(model, batch), batch)
         return state.params, metrics, sample(state.params, jax.random.key(1))
 
-    jax.tree.map(np.testing.assert_array_equal, result(), result())
-    params = initial(model, batch).params
+    first = result()
+    jax.tree.map(np.testing.assert_array_equal, first, result())
+    params = first[0]
     one, other = (sample(params, jax.random.key(i)) for i in range(2))
     assert not np.array_equal(one, other)
 
@@ -92,10 +93,7 @@ def devices_agree(model: Model, batch: Batch) -> None:
 
 def mapped_steps_agree(model: Model, batch: Batch) -> None:
     """Under pmap and shard_map every shard draws its own noise, the same under both."""
-    shards = jax.tree.map(lambda x: x.reshape(DEVICES, -1, *x.shape[1:]), batch)
-    step = jax.pmap(make_step(model, axis_name="data"), in_axes=(None, 0), axis_name="data")
-    replicas, metrics = step(initial(model, batch), shards)
-    close(jax.tree.map(lambda x: x[0], jax.device_get((replicas.params, metrics))), under_shard_map(model, batch))
+    close(*mapped(model, batch))
 
 
 def mapped_steps_agree_with_jit(model: Model, batch: Batch) -> None:
@@ -103,15 +101,17 @@ def mapped_steps_agree_with_jit(model: Model, batch: Batch) -> None:
     batch = batch | {"index": jnp.arange(len(next(iter(batch.values()))))}
     model = noise_by_example(model)
     state, metrics = jax.jit(make_step(model))(initial(model, batch), batch)
-    close(jax.device_get((state.params, metrics)), under_shard_map(model, batch))
+    close(jax.device_get((state.params, metrics)), *mapped(model, batch))
 
 
-def under_shard_map(model: Model, batch: Batch) -> tuple:
-    """(params, metrics) after one step."""
-    step, mesh = make_step(model, axis_name="data"), parallel.make_mesh()
-    step = jax.jit(jax.shard_map(step, mesh=mesh, in_specs=(P(), P("data")), out_specs=P()))
-    state, metrics = step(initial(model, batch), batch)
-    return jax.device_get((state.params, metrics))
+def mapped(model: Model, batch: Batch) -> list[tuple]:
+    """(params, metrics) after one step, under pmap and under shard_map."""
+    step, state, mesh = make_step(model, axis_name="data"), initial(model, batch), parallel.make_mesh()
+    shards = jax.tree.map(lambda x: x.reshape(DEVICES, -1, *x.shape[1:]), batch)
+    replicas, metrics = jax.pmap(step, in_axes=(None, 0), axis_name="data")(state, shards)
+    pmapped = jax.tree.map(lambda x: x[0], (replicas.params, metrics))
+    sharded, metrics = jax.jit(jax.shard_map(step, mesh=mesh, in_specs=(P(), P("data")), out_specs=P()))(state, batch)
+    return jax.device_get([pmapped, (sharded.params, metrics)])
 
 
 compiled_init = jax.jit(init_state, static_argnums=0)  # once a model

@@ -219,7 +219,12 @@ def test_overwrite_never_deletes_a_folder_that_is_no_run(config):
     assert (config.workdir / "thesis.tex").read_text() == "years of work"
 
 
-def test_interrupted_at_any_chunk_it_goes_on_bit_for_bit(config, whole, monkeypatch, capsys):
+@pytest.mark.parametrize("ema_decay", [None, 0.9])
+def test_interrupted_at_any_chunk_it_goes_on_bit_for_bit(config, whole, tmp_path, monkeypatch, capsys, ema_decay):
+    if ema_decay:
+        config = replace(config, optimizer=flags.OptimizerConfig(ema_decay=ema_decay))
+        whole = tmp_path / "whole"
+        train(replace(config, workdir=whole))
     progress = log.Log.progress
 
     def interrupt(self, chunk):
