@@ -50,10 +50,14 @@ class ModelConfig(gan_mnist.GameConfig):
     """Multilayer perceptrons that see waves of their input too; or those of Lin et al. 2018."""
     hidden: tuple[int, ...] = (128, 128, 128)
     """Widths of the hidden layers of each (of mlp)."""
-    latents: int = 2
+    latents: int = 8
     """Latent dimensions."""
-    prior: Literal["normal", "uniform"] = "uniform"
-    """Of each latent: N(0, 1), or uniform in [-1, 1]."""
+    prior: Literal["normal", "uniform", "mixture"] = "mixture"
+    """Of each latent: N(0, 1), uniform in [-1, 1], or near -1 or 1, so that modes need not be connected."""
+    r1: float = 0.1
+    """Weight gamma of the gradient's square at real examples."""
+    r2: float = 0.1
+    """The same at generated ones."""
 
 
 @dataclass(frozen=True)
@@ -158,7 +162,7 @@ PACGAN = Config(
     workdir=Path("runs/pacgan"),
     steps=400_000,
     batch_size=400,
-    model=ModelConfig("non_saturating", network="pacgan", prior="normal", r1=0.0, r2=0.0, pack=4),
+    model=ModelConfig("non_saturating", network="pacgan", latents=2, prior="normal", r1=0.0, r2=0.0, pack=4),
     optimizer=flags.OptimizerConfig(learning_rate=1e-4, schedule="constant", b1=0.8),
     run=flags.RunConfig(log_every=2_000, evaluate_every=20_000, checkpoint_every=20_000),
 )

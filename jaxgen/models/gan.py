@@ -4,6 +4,7 @@ G turns noise z into examples; D gives an example a number, high for what looks 
 minimise, a `Penalty` what else D does. Everything here is per row, [B]: an example, or several packed into one.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -160,7 +161,7 @@ def gan(
     n_critic: int = 1,
     pack: int = 1,
     num_classes: int = 0,
-    prior: Literal["normal", "uniform"] = "normal",
+    prior: Literal["normal", "uniform", "mixture"] = "normal",
     augment: Callable[[Array, Key, Array], Array] | None = None,
     augment_target: float | None = None,
     augment_step: float = 64 / 500_000,
@@ -180,7 +181,8 @@ def gan(
       n_critic: steps of the discriminator for one of the generator.
       pack: examples that the discriminator judges together, joined along the last axis (Lin et al. 2018, PacGAN).
       num_classes: above 0, everything is conditional on `batch["label"]`.
-      prior: of each latent: N(0, 1), or uniform in [-1, 1].
+      prior: of each latent: N(0, 1); uniform in [-1, 1]; or a mixture of N(-1, 1/25) and N(1, 1/25), which makes of z one
+        of 2^D Gaussians (Ben-Yosef & Weinshall 2018, GM-GAN): what is connected cannot become what is not.
       augment: `(x, key, p) -> x`, differentiable, of what the discriminator sees, real or not; p is its strength.
       augment_target: mean sign of D at real examples that p is steered to (Karras et al. 2020, ADA: 0.6). None: p is 1.
       augment_step: by which p is steered at a step; Karras et al. let it go from 0 to 1 within 500,000 examples.
@@ -231,8 +233,18 @@ def gan(
             raise ValueError(f"a batch of {len(x)} cannot be packed by {pack}: want a multiple")
         return jnp.concatenate(jnp.split(x.reshape(-1, pack, *x.shape[1:]), pack, axis=1), axis=-1)[:, 0]
 
-    def draw(key: Key, n: int) -> Array:
-        return jax.random.normal(key, (n, latents)) if prior == "normal" else _uniform(key, (n, latents))
+    def draw(key: Key, n: int, truncation: float = math.inf) -> Array:
+        """z [n, D], its noise within that distance of 0 (Brock et al. 2019)."""
+        if prior == "uniform":
+            return min(truncation, 1.0) * jax.random.uniform(key, (n, latents), minval=-1.0, maxval=1.0)
+        noise = (
+            jax.random.truncated_normal(key, -truncation, truncation, (n, latents))
+            if truncation < math.inf
+            else jax.random.normal(key, (n, latents))
+        )
+        if prior == "normal":
+            return noise
+        return jax.random.rademacher(jax.random.fold_in(key, 1), noise.shape, noise.dtype) + noise / 5
 
     # The players' losses ----------------------------------------------------------------------------------------------
 
@@ -314,14 +326,7 @@ def gan(
         `truncation` keeps every latent within that distance of 0 (Brock et al. 2019): less diverse, more typical.
         """
         z_key, label_key = jax.random.split(key)
-        z = draw(z_key, n)
-        if truncation is not None:
-            normal = prior == "normal"
-            z = (
-                jax.random.truncated_normal(z_key, -truncation, truncation, z.shape)
-                if normal
-                else min(truncation, 1.0) * z
-            )
+        z = draw(z_key, n, math.inf if truncation is None else truncation)
         if num_classes and condition is None:
             condition = jax.random.randint(label_key, (n,), 0, num_classes)
         return store(generate(params, z, condition))
@@ -337,6 +342,3 @@ def gan(
         observe=observe,
         latents=latents,
     )
-
-
-_uniform = partial(jax.random.uniform, minval=-1.0, maxval=1.0)
