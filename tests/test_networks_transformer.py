@@ -68,9 +68,10 @@ def test_what_was_kept_gives_what_reading_anew_gives(kind):
     @partial(jax.jit, static_argnums=1)
     def kept(variables, prompt):
         output, cache = net.apply(variables, tokens[:, :prompt], method="prefill")
+        apart = {"params": net.unstacked(variables["params"])}
 
         def step(cache, token):
-            output, cache = net.apply(variables, token, cache, method="extend")
+            output, cache = net.apply(apart, token, cache, method="extend")
             return cache, output
 
         _, outputs = jax.lax.scan(step, cache, tokens[:, prompt:-1].T)
@@ -99,14 +100,12 @@ def test_fewer_heads_of_keys_are_shared_by_neighbouring_queries():
     shared, full = (Block(heads=4, kv_heads=n, bias=False, dtype=None, **options) for n in (2, 4))
     x = jax.random.normal(jax.random.key(0), (2, 4, 16))
     where = jnp.arange(4), jnp.arange(4)[:, None] * jnp.ones((1, 2))
-    variables = shared.init(jax.random.key(1), x, None, where)
+    variables = shared.init(jax.random.key(1), x, where)
     kernel = variables["params"]["query_key_value"]["kernel"].reshape(16, 8, 4)
     q, k, v = jnp.split(kernel, (4, 6), axis=1)
     repeated = jnp.concatenate([q, jnp.repeat(k, 2, axis=1), jnp.repeat(v, 2, axis=1)], axis=1).reshape(16, -1)
     other = {"params": variables["params"] | {"query_key_value": {"kernel": repeated}}}
-    np.testing.assert_allclose(
-        shared.apply(variables, x, None, where)[0], full.apply(other, x, None, where)[0], atol=1e-5
-    )
+    np.testing.assert_allclose(shared.apply(variables, x, where)[0], full.apply(other, x, where)[0], atol=1e-5)
 
 
 def test_unrolled_or_not_recomputed_or_not_it_is_the_same():

@@ -35,6 +35,9 @@ class Network(Protocol):
     def prefill(self, tokens: Array, condition: Array | None = None) -> tuple[Array, Any]:
         """[B, P, ...] -> output [B, ...] of token P, and a cache of what was read, in one pass."""
 
+    def unstacked(self, params: dict) -> dict:
+        """What `extend` reads, made of the parameters once before many tokens."""
+
     def extend(self, token: Array, cache: Any) -> tuple[Array, Any]:
         """The token after those [B, ...] -> output [B, ...] of the one after it, and the new cache."""
 
@@ -309,10 +312,10 @@ def autoregressive(
                 token = jnp.where(over, stop, token)
                 over = over | (token == stop)
             each = jnp.concatenate([token, token]) if guided else token
-            output, cache = network.apply({"params": params["network"]}, each, cache, method="extend")
+            output, cache = network.apply({"params": apart}, each, cache, method="extend")
             return (Prefix(output, cache, position + 1), over), token
 
-        rows = len(prefix.output) // (2 if guided else 1)
+        rows, apart = len(prefix.output) // (2 if guided else 1), network.unstacked(params["network"])
         (prefix, _), tokens = jax.lax.scan(step, (prefix, jnp.zeros((rows,), bool)), jnp.arange(steps))
         return prefix, jnp.moveaxis(tokens, 0, 1)
 

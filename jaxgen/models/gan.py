@@ -181,8 +181,9 @@ def gan(
       n_critic: steps of the discriminator for one of the generator.
       pack: examples that the discriminator judges together, joined along the last axis (Lin et al. 2018, PacGAN).
       num_classes: above 0, everything is conditional on `batch["label"]`.
-      prior: of each latent: N(0, 1); uniform in [-1, 1]; or a mixture of N(-1, 1/25) and N(1, 1/25), which makes of z one
-        of 2^D Gaussians (Ben-Yosef & Weinshall 2018, GM-GAN): what is connected cannot become what is not.
+      prior: of each latent: N(0, 1); uniform in [-1, 1]; or a mixture of N(-1, 1/25) and N(1, 1/25), of z thus one of
+        2^D Gaussians (Ben-Yosef & Weinshall 2018, GM-GAN): a continuous G of a prior in one piece joins modes that are
+        apart.
       augment: `(x, key, p) -> x`, differentiable, of what the discriminator sees, real or not; p is its strength.
       augment_target: mean sign of D at real examples that p is steered to (Karras et al. 2020, ADA: 0.6). None: p is 1.
       augment_step: by which p is steered at a step; Karras et al. let it go from 0 to 1 within 500,000 examples.
@@ -234,7 +235,7 @@ def gan(
         return jnp.concatenate(jnp.split(x.reshape(-1, pack, *x.shape[1:]), pack, axis=1), axis=-1)[:, 0]
 
     def draw(key: Key, n: int, truncation: float = math.inf) -> Array:
-        """z [n, D], its noise within that distance of 0 (Brock et al. 2019)."""
+        """Latents [n, D], their noise within that distance of 0 (Brock et al. 2019)."""
         if prior == "uniform":
             return min(truncation, 1.0) * jax.random.uniform(key, (n, latents), minval=-1.0, maxval=1.0)
         noise = (

@@ -107,6 +107,9 @@ class MADE(nn.Module):
         cache = Cache(jnp.asarray(read, jnp.int32), x, hidden, condition)
         return self.next_output(cache), cache
 
+    def unstacked(self, params: dict) -> dict:
+        return params
+
     def extend(self, token: Array, cache: Cache) -> tuple[Array, Cache]:
         """One more token [B, C] -> output [B, K] of the one after it, and the cache with it.
 

@@ -113,6 +113,9 @@ class PixelCNN(nn.Module):
         )
         return outputs[:, row, column], cache
 
+    def unstacked(self, params: dict) -> dict:
+        return params
+
     def extend(self, token: Array, cache: Cache) -> tuple[Array, Cache]:
         """One more token [B, C] -> output [B, K] of the one after it, and the cache with it.
 

@@ -16,13 +16,13 @@ class Cache(NamedTuple):
     """Keys and values of the last `context` inputs; the one at position p lies at p modulo `context`.
 
     Attributes:
-      keys, values: [layers, B, context, kv_heads, D].
+      keys, values: of each layer, [B * kv_heads, context, D]: as a product wants them, which else would copy them.
       position: int32 [], how many inputs were read.
       shift: [B, width], what the condition adds to every input; 0 without one.
     """
 
-    keys: Array
-    values: Array
+    keys: tuple[Array, ...]
+    values: tuple[Array, ...]
     position: Array
     shift: Array
 
@@ -87,32 +87,34 @@ class Transformer(nn.Module):
         if self.positions == "learned":
             self.place = self.param("place", init, (self.context, self.width))
         self.describe = nn.Dense(self.width, kernel_init=init, dtype=self.dtype)
+        options = {
+            "heads": self.heads,
+            "kv_heads": self.kv_heads or self.heads,
+            "context": self.context,
+            "norm": self.norm,
+            "feed_forward": self.feed_forward,
+            "dropout": self.dropout,
+            "residual_scale": (2 * self.layers) ** -0.5,
+            "bias": self.bias,
+            "dtype": self.dtype,
+        }
         block = nn.remat(Block, prevent_cse=False) if self.remat else Block
         self.blocks = nn.scan(
             block,
             variable_axes={"params": 0},
             split_rngs={"params": True, "dropout": True},
-            in_axes=(0, nn.broadcast),
+            in_axes=nn.broadcast,
             length=self.layers,
             unroll=self.unroll,
-        )(
-            heads=self.heads,
-            kv_heads=self.kv_heads or self.heads,
-            context=self.context,
-            norm=self.norm,
-            feed_forward=self.feed_forward,
-            dropout=self.dropout,
-            residual_scale=(2 * self.layers) ** -0.5,
-            bias=self.bias,
-            dtype=self.dtype,
-        )
+        )(**options)
+        self.block = [Block(**options) for _ in range(self.layers)]  # the same ones, of `unstacked` parameters
         self.last_norm = norm_of(self.norm, self.bias, self.dtype)
         if not self.tied:
             self.head = nn.Dense(self.vocabulary, use_bias=False, kernel_init=init, dtype=self.dtype)
 
     def __call__(self, tokens: Array, condition: Array | None = None) -> Array:
         x = self.inputs(tokens[:, :-1], self.shift(condition, len(tokens)))
-        x, _ = self.blocks(drop(self, self.dropout, x), None, self.where(jnp.arange(x.shape[1])))
+        x, _ = self.blocks(drop(self, self.dropout, x), self.where(jnp.arange(x.shape[1])))
         return self.logits(x)
 
     def prefill(self, tokens: Array, condition: Array | None = None) -> tuple[Array, Cache]:
@@ -120,26 +122,34 @@ class Transformer(nn.Module):
         shift = self.shift(condition, len(tokens))
         x = self.inputs(tokens, shift)
         read = x.shape[1]
-        x, (keys, values) = self.blocks(x, None, self.where(jnp.arange(read)))
+        x, (keys, values) = self.blocks(x, self.where(jnp.arange(read)))
         kept = min(read, self.context)
         slots = jnp.arange(read - kept, read) % self.context
 
-        def ring(a: Array) -> Array:
-            empty = jnp.zeros((*a.shape[:2], self.context, *a.shape[3:]), a.dtype)
-            return empty.at[:, :, slots].set(a[:, :, read - kept :])
+        def ring(a: Array) -> tuple[Array, ...]:
+            a = a[:, :, read - kept :].swapaxes(2, 3)
+            a = a.reshape(self.layers, -1, kept, a.shape[-1])
+            return tuple(jnp.zeros((*a.shape[:2], self.context, a.shape[-1]), a.dtype).at[:, :, slots].set(a))
 
         return self.logits(x[:, -1:])[:, 0], Cache(ring(keys), ring(values), jnp.asarray(read, jnp.int32), shift)
 
+    def unstacked(self, params: dict) -> dict:
+        """The parameters with every block apart, for `extend`: a part of a stack would be copied at each token."""
+        params = dict(params)
+        stack = params.pop("blocks")
+        return params | {f"block_{i}": jax.tree.map(lambda x, i=i: x[i], stack) for i in range(self.layers)}
+
     def extend(self, token: Array, cache: Cache) -> tuple[Array, Cache]:
         """One more token [B] -> logits [B, vocabulary] of the one after it, and the cache with it."""
-        keys, values, position, shift = cache
+        pasts, position, shift = zip(cache.keys, cache.values, strict=True), cache.position, cache.shift
         x = self.embed(token[:, None]) + shift[:, None]
         if self.positions == "learned":
             x = x + jax.lax.dynamic_slice_in_dim(self.place, position, 1)
-        x, (key, value) = self.blocks(x, (keys, values), self.where(position[None]))
-        slot = (0, 0, position % self.context, 0, 0)
-        keys, values = (jax.lax.dynamic_update_slice(*pair, slot) for pair in ((keys, key), (values, value)))
-        return self.logits(x)[:, 0], Cache(keys, values, position + 1, shift)
+        kept = []
+        for block, past in zip(self.block, pasts, strict=True):
+            x, now = block(x, self.where(position[None]), past)
+            kept.append(now)
+        return self.logits(x)[:, 0], Cache(*zip(*kept, strict=True), position + 1, shift)
 
     def shift(self, condition: Array | None, rows: int) -> Array:
         return jnp.zeros((rows, self.width)) if condition is None else self.describe(condition)
@@ -184,11 +194,11 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Array, past: tuple[Array, Array] | None, where: tuple[Array, Array | None]
+        self, x: Array, where: tuple[Array, Array | None], past: tuple[Array, Array] | None = None
     ) -> tuple[Array, tuple[Array, Array]]:
-        """Takes x [B, T, width] at T positions, and keys and values [B, context, kv_heads, D] of the past where T is 1.
+        """Takes x [B, T, width] at T positions; or at 1, and keys and values [B * kv_heads, context, D] of the past.
 
-        Returns x, and its own keys and values [B, T, kv_heads, D].
+        Returns x, and its own keys and values [B, T, kv_heads, D]; or those of the past, with its own.
         """
         rows, length, width = x.shape
         depth = width // self.heads
@@ -208,12 +218,12 @@ class Block(nn.Module):
             window = (self.context - 1, 0) if length > self.context else None
             h = jax.nn.dot_product_attention(q, k, v, is_causal=True, local_window_size=window)
         else:
-            slot = position[0] % self.context
-            keys, values = (
-                jax.lax.dynamic_update_slice_in_dim(*pair, slot, 1) for pair in zip(past, (k, v), strict=True)
+            slot = (0, position[0] % self.context, 0)
+            k, v = (
+                jax.lax.dynamic_update_slice(ring, one.reshape(-1, 1, depth), slot)
+                for ring, one in zip(past, (k, v), strict=True)
             )
-            seen = jnp.arange(self.context) <= position[0]  # all, once the ring is full
-            h = jax.nn.dot_product_attention(q, keys, values, mask=seen[None, None, None])
+            h = attend_to_all(q, k, v, jnp.arange(self.context) <= position[0])  # all, once the ring is full
         h = last(name="attended")(h.reshape(-1, width)).reshape(x.shape)
         x = x + drop(self, self.dropout, h)
 
@@ -225,6 +235,17 @@ class Block(nn.Module):
             h = nn.silu(dense(hidden, name="gate")(h)) * dense(hidden, name="hidden")(h)
         h = last(name="output")(h).reshape(x.shape)
         return x + drop(self, self.dropout, h), (k, v)
+
+
+def attend_to_all(q: Array, keys: Array, values: Array, seen: Array) -> Array:
+    """One query q [B, 1, heads, D] on keys and values [B * kv_heads, context, D], those that are `seen` [context].
+
+    As `jax.nn.dot_product_attention`, for keys and values that lie otherwise.
+    """
+    q = q.reshape(len(keys), -1, q.shape[-1]) * q.shape[-1] ** -0.5
+    scores = jnp.einsum("ngd,ncd->ngc", q, keys, preferred_element_type=jnp.float32)
+    weights = jax.nn.softmax(jnp.where(seen, scores, -jnp.inf)).astype(values.dtype)
+    return jnp.einsum("ngc,ncd->ngd", weights, values)
 
 
 def norm_of(kind: str, bias: bool, dtype: str | None) -> nn.Module:
