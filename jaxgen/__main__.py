@@ -29,7 +29,7 @@ class Sample:
     num: int | None = None
     """How many (default: 64, or 1 where samples are texts)."""
     out: Path | None = None
-    """The file to write (default: samples.png; texts go to the terminal)."""
+    """The file to write (default: samples.png, or .wav; texts go to the terminal), or a folder for a file of each."""
     seed: int = 0
     """The same seed gives the same samples."""
     member: int = 0
@@ -97,13 +97,21 @@ def sample(directory: Path, args: list[str]) -> None:
         print()
         return
     num = own.num or (1 if experiment.stream else 64)
-    suffix, content = report.encode(experiment.render(draw(experiment, params, key, num)))
-    if suffix == ".txt" and own.out is None:
-        print(content.decode())
-        return
-    out = own.out or Path(f"samples{suffix}")
+    samples = draw(experiment, params, key, num)
+    if own.out is not None and not own.out.suffix:
+        each = (report.encode(experiment.render(samples[i : i + 1])) for i in range(num))
+        out = own.out
+        files = {out / f"{i:0{len(str(num))}d}{suffix}": content for i, (suffix, content) in enumerate(each, 1)}
+    else:
+        suffix, content = report.encode(experiment.render(samples))
+        if suffix == ".txt" and own.out is None:
+            print(content.decode())
+            return
+        out = own.out or Path(f"samples{suffix}")
+        files = {out: content}
     try:
-        write_atomically(out, content)
+        for path, content in files.items():
+            write_atomically(path, content)
     except OSError as error:
         raise UserError(f"cannot write {out} ({error.strerror}): give another --out") from None
     print(f"{num} sample{'s' if num > 1 else ''} of {directory} at step {step}: {out}")

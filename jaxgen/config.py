@@ -8,6 +8,7 @@ import jax
 import optax
 
 from jaxgen.data import Dataset, Spec, load_images
+from jaxgen.data.audio import load_audio
 from jaxgen.data.text import load_text
 from jaxgen.errors import UserError
 from jaxgen.types import PyTree
@@ -65,6 +66,31 @@ class TextDataConfig(DataConfig):
             vocabulary=self.vocabulary,
             vocabulary_size=self.vocabulary_size,
             context=context,
+        )
+
+
+@dataclass(frozen=True)
+class AudioDataConfig(DataConfig):
+    """Which sounds."""
+
+    name: str = "notes"
+    """notes (plucked strings, made here), spoken_digit, or audio:PATH for a folder of your WAV and FLAC files."""
+    sample_rate: int = 8_000
+    """Samples per second, to which recordings are converted."""
+    seconds: float | None = None
+    """Of an example: what is longer is cut, what is shorter ends in silence (notes: 0.256, digits: 0.64, yours: 1)."""
+    joint: bool = False
+    """Label by pitch and brightness, or digit and speaker, instead of the first alone."""
+
+    def load(self) -> Dataset:
+        """The sounds, in memory."""
+        return load_audio(
+            self.name,
+            data_dir=self.dir,
+            strict=self.strict,
+            sample_rate=self.sample_rate,
+            seconds=self.seconds,
+            joint=self.joint,
         )
 
 

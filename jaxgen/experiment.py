@@ -28,7 +28,7 @@ class Experiment(NamedTuple):
       model: what is trained.
       title: of the report.
       protocol: stands in the name of every likelihood, such as "dynamic binarisation".
-      exhibits: `(params, arrays, key) -> {caption: picture or text}`, of some held-out examples; by default none.
+      exhibits: `(params, arrays, key) -> {caption: exhibit}`, of some held-out examples; by default none.
       validate: `(params, arrays, key) ->` figures on held-out examples, while training goes on; by default the means of
         `model.evaluate`.
       criterion: which of those is best where it is lowest; that checkpoint is kept.
@@ -36,9 +36,10 @@ class Experiment(NamedTuple):
       measure: `(params, arrays, key, on_progress) ->` figures on all test examples, by default the means of
         `model.evaluate`; on_progress hears the share done.
       draw: `(params, key, n) ->` samples as stored, with the controls of `config.sample`; by default `model.sample`.
-      render: samples as stored -> one picture, uint8 [H, W, C], or one text.
+      render: samples as stored -> one picture, uint8 [H, W, C], one text, or one sound.
       stream: `(params, key) ->` the pieces of one sample as they come; by default a sample comes whole.
       unit: what one example is.
+      out: a name for a file of samples.
     """
 
     model: Model
@@ -53,6 +54,7 @@ class Experiment(NamedTuple):
     render: Callable[[np.ndarray], Exhibit] = grid
     stream: Callable[[Params, Key], Iterator[str]] | None = None
     unit: str = "images"
+    out: str = "grid.png"
 
 
 def restore_params(config: Config, model: Model, spec: Spec) -> tuple[int, Params]:

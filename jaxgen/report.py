@@ -1,14 +1,24 @@
-"""Rows and pictures in, one self-contained HTML page out."""
+"""Rows, pictures and sounds in, one self-contained HTML page out."""
 
 import base64
 import io
 import math
+import wave
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
-Exhibit = np.ndarray | str  # a picture, uint8 [H, W, C], or a text
-SUFFIXES = (".png", ".txt")
+
+class Sound(NamedTuple):
+    """Samples, int16 [N], and how many of them there are per second."""
+
+    samples: np.ndarray
+    rate: int
+
+
+Exhibit = np.ndarray | str | Sound  # a picture, uint8 [H, W, C], a text, or a sound
+SUFFIXES = (".png", ".txt", ".wav")
 File = tuple[str, bytes]  # one of those suffixes, and what the file holds
 
 PAGE = """<!doctype html>
@@ -24,7 +34,7 @@ PAGE = """<!doctype html>
  tr + tr td { border-top: 1px solid #eee } .notice { background: #fff3cd; padding: .6rem .8rem; border-radius: 4px }
  figure { display: inline-block; width: 30%; min-width: 14rem; margin: 0 2% 1rem 0; vertical-align: top }
  figcaption { color: #666 }
- img { image-rendering: pixelated; max-width: 100% } svg { max-width: 100%; height: auto }
+ img { image-rendering: pixelated; max-width: 100% } svg { max-width: 100%; height: auto } audio { width: 100% }
 </style>
 <h1>{{ title }}</h1>
 {% if notice %}<p class="notice">{{ notice }}</p>{% endif %}
@@ -34,7 +44,8 @@ PAGE = """<!doctype html>
 <table>{% for name, value in figures.items() %}<tr><td>{{ name }}</td><td>{{ value }}</td></tr>{% endfor %}</table>
 <h2>Samples</h2>
 {% macro show(name, kind, content) %}{% if kind == ".txt" %}<h3>{{ name }}</h3><pre>{{ content.decode() }}</pre>\
-{% else %}<figure><img alt="{{ name }}" src="data:image/png;base64,{{ base64(content) }}">\
+{% else %}<figure>{% if kind == ".wav" %}<audio controls src="data:audio/wav;base64,{{ base64(content) }}"></audio>\
+{% else %}<img alt="{{ name }}" src="data:image/png;base64,{{ base64(content) }}">{% endif %}\
 <figcaption>{{ name }}</figcaption></figure>{% endif %}{% endmacro %}
 {% for name, file in exhibits.items() %}{{ show(name, *file) }}
 {% endfor %}
@@ -93,7 +104,9 @@ def page(
 
 def encode(exhibit: Exhibit) -> File:
     """The file that an exhibit becomes."""
-    return (".txt", exhibit.encode()) if isinstance(exhibit, str) else (".png", png(exhibit))
+    if isinstance(exhibit, str):
+        return ".txt", exhibit.encode()
+    return (".wav", wav(exhibit)) if isinstance(exhibit, Sound) else (".png", png(exhibit))
 
 
 def curves(rows: Sequence[Mapping[str, float]]) -> str:
@@ -143,6 +156,30 @@ def grid(images: np.ndarray, *, columns: int | None = None, gap: int = 2) -> np.
         y, x = (i // columns) * (h + gap), (i % columns) * (w + gap)
         canvas[y : y + h, x : x + w] = image
     return canvas
+
+
+def spectrograms(levels: np.ndarray, *, columns: int | None = None) -> np.ndarray:
+    """Loudness [N, frames, bins] in [0, 1] -> one picture, uint8 [H, W, 3]: time to the right, pitch upwards."""
+    from matplotlib import colormaps
+
+    colours = colormaps["magma"](np.asarray(levels).transpose(0, 2, 1)[:, ::-1])[..., :3]
+    return grid(np.round(255 * colours).astype(np.uint8), columns=columns)
+
+
+def in_turn(sounds: np.ndarray, rate: int, *, gap: float = 0.1) -> Sound:
+    """int16 [N, T] -> one after another, with so many seconds of silence between them."""
+    return Sound(np.pad(sounds, ((0, 0), (0, round(gap * rate)))).reshape(-1), rate)
+
+
+def wav(sound: Sound) -> bytes:
+    """A WAV file: 16 bits, one channel."""
+    file = io.BytesIO()
+    with wave.open(file, "wb") as target:
+        target.setnchannels(1)
+        target.setsampwidth(2)
+        target.setframerate(sound.rate)
+        target.writeframes(np.asarray(sound.samples).astype("<i2").tobytes())
+    return file.getvalue()
 
 
 def scatter(points: np.ndarray, behind: np.ndarray, *, size: int = 480) -> np.ndarray:

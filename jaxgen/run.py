@@ -431,6 +431,6 @@ def _summary(experiment: Experiment, config: Config, record: folder.Record, figu
     for name, value in figures.items():
         print(f"  {name:<{width}}  {value}")
     print(f"\nfiles  {directory}/report.html, samples/, metrics.jsonl, checkpoints/")
-    out = "" if experiment.stream else " --num 64 --out grid.png"
+    out = "" if experiment.stream else f" --num 64 --out {experiment.out}"
     print(f"next   python -m jaxgen sample {directory}{out}")
     print(f"       python -m jaxgen evaluate {directory} --help")

@@ -37,3 +37,26 @@ def to_signed(image: jax.Array) -> jax.Array:
 def from_signed(image: jax.Array) -> jax.Array:
     """Float in [-1, 1] -> uint8, the way back."""
     return to_uint8((image + 1) / 2)
+
+
+def to_wave(audio: jax.Array) -> jax.Array:
+    """int16 [B, T] -> float32 in [-1, 1)."""
+    return audio.astype(jnp.float32) / 32_768
+
+
+def from_wave(wave: jax.Array) -> jax.Array:
+    """Float in [-1, 1] -> int16, the way back."""
+    return jnp.round(jnp.clip(wave, -1, 32_767 / 32_768) * 32_768).astype(jnp.int16)
+
+
+def mu_law(audio: jax.Array) -> jax.Array:
+    """int16 -> int32 from 0 to 255, of which 127 and 128 are the quietest (ITU-T G.711; van den Oord et al. 2016)."""
+    x = to_wave(audio)
+    loudness = jnp.sign(x) * jnp.log1p(255 * jnp.abs(x)) / jnp.log(256.0)
+    return jnp.floor((loudness + 1) * 127.5 + 0.5).astype(jnp.int32)
+
+
+def from_mu_law(tokens: jax.Array) -> jax.Array:
+    """Integers from 0 to 255 -> int16, in the middle of what becomes each."""
+    loudness = tokens / 127.5 - 1
+    return from_wave(jnp.sign(loudness) * jnp.expm1(jnp.abs(loudness) * jnp.log(256.0)) / 255)

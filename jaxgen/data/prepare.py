@@ -1,7 +1,7 @@
 """TFDS data sets from raw files, without TensorFlow: `python -m jaxgen data prepare mnist --from DIR`.
 
 tensorflow-datasets' own builders of these data sets read files or encode images with TensorFlow. A builder with the
-same name, version and features that yields text or PNG bytes writes the same examples without it, and
+same name, version and features that yields text, numbers or PNG bytes writes the same examples without it, and
 `tfds.data_source` reads them. Its downloader is not used either: offline it retries for minutes, and the files of MNIST
 and Fashion-MNIST have the same names, so in a shared download folder they silently mix.
 """
@@ -15,10 +15,12 @@ import queue
 import re
 import shutil
 import sys
+import tarfile
 import tempfile
 import threading
 import urllib.error
 import urllib.request
+import wave
 import zlib
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -33,16 +35,22 @@ from jaxgen.errors import UserError
 Example = tuple[int | str, dict[str, Any]]  # its key, which decides the order, and its values
 
 
+def _sum(contents: bytes) -> str:
+    return hashlib.sha256(contents).hexdigest()
+
+
 class Raw(NamedTuple):
     """What a data set is made of; version, file names, addresses and sums are those of tensorflow-datasets 4.9.10."""
 
     version: str
     url: str  # address of the folder that holds the files
     splits: dict[str, tuple[str, ...]]  # split -> the files that it is read from
-    sha256: dict[str, str]  # of every file
+    sha256: dict[str, str]  # of every file, as `digest` computes it
     credit: str
     features: Callable[[], dict[str, Any]]  # TFDS's description of an example; a function, since it imports TFDS
     examples: Callable[..., Iterator[Example]]  # (split, *contents of its files) -> the split's examples
+    digest: Callable[[bytes], str] = _sum
+    also: str = ""  # pattern of other names by which the file goes
 
 
 def _image_features(**label: Any) -> dict[str, Any]:
@@ -94,6 +102,40 @@ def _text_part(split: str, contents: bytes) -> Iterator[Example]:
     first, rest = text[: int(len(text) * 0.9)], text[int(len(text) * 0.9) :]
     half = int(len(rest) * 0.5)
     yield split, {"text": {"train": first, "validation": rest[:half], "test": rest[half:]}[split]}
+
+
+def _sound_features() -> dict[str, Any]:
+    """As TFDS stores them; its own description of a sound, `Audio`, wants TensorFlow to be made."""
+    import tensorflow_datasets as tfds
+
+    return {
+        "audio": tfds.features.Tensor(shape=(None,), dtype=np.int64),
+        "label": tfds.features.ClassLabel(num_classes=10),
+        "audio/filename": tfds.features.Text(),
+    }
+
+
+def _sounds(split: str, archive: bytes) -> Iterator[Example]:
+    """The recordings in an archive, `DIGIT_SPEAKER_INDEX.wav`."""
+    for name, content in _members(archive):
+        with wave.open(io.BytesIO(content)) as file:
+            audio = np.frombuffer(file.readframes(file.getnframes()), "<i2").astype(np.int64)
+        yield Path(name).stem, {"audio": audio, "label": int(name.split("_")[0]), "audio/filename": name}
+
+
+def _members(archive: bytes) -> list[tuple[str, bytes]]:
+    with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
+        files = [member for member in tar if member.isfile() and re.search(r"/recordings/\d_\w+\.wav$", member.name)]
+        return sorted((Path(member.name).name, tar.extractfile(member).read()) for member in files)
+
+
+def _sum_of_members(archive: bytes) -> str:
+    """Of the recordings and their names: GitHub packs an archive when it is asked for, and not always alike."""
+    try:
+        members = _members(archive)
+    except (tarfile.TarError, OSError, EOFError, zlib.error):
+        return "no archive that can be read"
+    return _sum(b"".join(name.encode() + hashlib.sha256(content).digest() for name, content in members))
 
 
 _IDX_SPLITS = {
@@ -176,9 +218,24 @@ RAW_TEXT = {  # texts
     ),
 }
 
+RAW_AUDIO = {  # sounds
+    "spoken_digit": Raw(
+        version="1.0.9",
+        url="https://github.com/Jakobovski/free-spoken-digit-dataset/archive/",
+        splits={"train": ("v1.0.9.tar.gz",)},
+        sha256={"v1.0.9.tar.gz": "32fbbcc9380cf33c8cd36704fb01dd2123c70e160099aa6768e4a8cc6eff68c7"},
+        credit="Free Spoken Digit Dataset 1.0.9, Jackson et al., "
+        "https://github.com/Jakobovski/free-spoken-digit-dataset (CC BY-SA 4.0)",
+        features=_sound_features,
+        examples=_sounds,
+        digest=_sum_of_members,
+        also="free-spoken-digit-dataset-1.0.9*.tar.gz",
+    ),
+}
+
 
 def _raw(name: str) -> Raw:
-    known = RAW | RAW_TEXT
+    known = RAW | RAW_TEXT | RAW_AUDIO
     if name not in known:
         raise UserError(f"cannot prepare {name!r} from raw files: expected one of {', '.join(known)}")
     return known[name]
@@ -230,7 +287,7 @@ def fetch(name: str, data_dir: str | Path | None = None) -> Path:
     """The folder of a data set, which is downloaded and prepared where it is not yet.
 
     Args:
-      name: a name of `RAW` or `RAW_TEXT`.
+      name: a name of `RAW`, `RAW_TEXT` or `RAW_AUDIO`.
       data_dir: see `data_folder`.
 
     Raises:
@@ -254,7 +311,7 @@ def prepare(name: str, *, raw_dir: str | Path, data_dir: str | Path | None = Non
     """Write the TFDS data set `name` (ArrayRecord files) from its raw files, all of which are verified first.
 
     Args:
-      name: a name of `RAW` or `RAW_TEXT`.
+      name: a name of `RAW`, `RAW_TEXT` or `RAW_AUDIO`.
       raw_dir: holds the files named there, an `.amat` file perhaps as `.amat.gz`.
       data_dir: see `data_folder`.
 
@@ -286,9 +343,11 @@ def _verified(name: str, raw_dir: Path, file: str) -> bytes:
     raw, path = _raw(name), raw_dir / file
     if not path.exists() and (raw_dir / f"{file}.gz").exists():
         path = raw_dir / f"{file}.gz"
+    elif not path.exists() and raw.also:
+        path = next(iter(sorted(raw_dir.glob(raw.also))), path)
     try:
         contents = path.read_bytes()
-        if path.name != file:
+        if path.name == f"{file}.gz":
             contents = gzip.decompress(contents)
     except FileNotFoundError as error:
         raise UserError(
@@ -296,7 +355,7 @@ def _verified(name: str, raw_dir: Path, file: str) -> bytes:
         ) from error
     except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"cannot read {path} ({error}): get it again from {raw.url}") from error
-    found = hashlib.sha256(contents).hexdigest()
+    found = raw.digest(contents)
     if found != raw.sha256[file]:
         raise UserError(
             f"{path} is truncated or not the right file: expected sha256 {raw.sha256[file]}, found {found} "
@@ -319,7 +378,7 @@ def _write(name: str, contents: dict[str, bytes], root: Path) -> None:
                 builder=self,
                 description=raw.credit,
                 features=tfds.features.FeaturesDict(features),
-                supervised_keys=("image", "label") if "label" in features else None,
+                supervised_keys=(next(iter(features)), "label") if "label" in features else None,
             )
 
         def _split_generators(self, dl_manager):
@@ -342,7 +401,7 @@ def download(name: str, into: str | Path, *, timeout: float = 4.0) -> None:
     """Fetch the raw files of data set `name` into a folder of its own; files that are there and right are kept.
 
     Args:
-      name: a name of `RAW` or `RAW_TEXT`.
+      name: a name of `RAW`, `RAW_TEXT` or `RAW_AUDIO`.
       into: the folder, made when the first file arrives. A file gets its name only when it is whole and verified.
       timeout: seconds to wait for a server's answer, name resolution included, and for each piece of a file.
 
@@ -353,14 +412,14 @@ def download(name: str, into: str | Path, *, timeout: float = 4.0) -> None:
     for file, expected in raw.sha256.items():
         url, path, part = raw.url + file, into / file, into / f"{file}.{os.getpid()}.part"
         try:
-            if path.exists() and _sha256(path) == expected:
+            if path.exists() and raw.digest(path.read_bytes()) == expected:
                 continue
             with _open(url, timeout) as response:
                 into.mkdir(parents=True, exist_ok=True)
                 print(f"downloading {url}", file=sys.stderr, flush=True)
                 with part.open("wb") as target:
                     shutil.copyfileobj(response, target)
-            found = _sha256(part)
+            found = raw.digest(part.read_bytes())
             if found != expected:
                 raise UserError(
                     f"cannot download {url}: expected sha256 {expected}, found {found} ({part.stat().st_size} bytes)"
@@ -372,11 +431,6 @@ def download(name: str, into: str | Path, *, timeout: float = 4.0) -> None:
         finally:
             with contextlib.suppress(OSError):
                 part.unlink()
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _open(url: str, timeout: float):

@@ -1,0 +1,110 @@
+"""What there is to hear, to see and to measure of sounds, whatever model made them."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import jax
+import numpy as np
+
+from jaxgen.classifier import Classifier, classifier
+from jaxgen.data import Dataset, Spec
+from jaxgen.data.audio import frequency
+from jaxgen.data.decode import to_wave
+from jaxgen.data.source import Arrays
+from jaxgen.evaluate import Estimate, estimate
+from jaxgen.experiment import Figures
+from jaxgen.metrics import fidelity
+from jaxgen.metrics.audio import in_tune, pitch
+from jaxgen.report import Exhibit, in_turn, spectrograms
+from jaxgen.spectra import Scale, log_mel
+
+
+def labels_in_turn(spec: Spec, n: int) -> np.ndarray:
+    """0, 1, ..., of all classes alike; zeros where there are none."""
+    return (np.arange(n) % max(len(spec.classes), 1)).astype(np.int32)
+
+
+def exhibits(sounds: np.ndarray, labels: np.ndarray, arrays: Arrays, rate: int) -> dict[str, Exhibit]:
+    """Generated sounds, and held-out ones of the same labels; spectrograms of these, and below them of those."""
+    rows = labels_of(arrays)
+    real = arrays["audio"][[np.flatnonzero(rows == label)[0] if label in rows else 0 for label in labels]]
+    return {
+        "sounds": in_turn(sounds, rate),
+        "recordings": in_turn(real, rate),
+        "spectrograms": spectrograms(levels(np.concatenate([sounds, real]), rate), columns=len(sounds)),
+    }
+
+
+def labels_of(arrays: Arrays) -> np.ndarray:
+    return arrays.get("label", np.zeros(len(arrays["audio"]), np.int32))
+
+
+def judged(
+    sounds: np.ndarray, labels: np.ndarray | None, arrays: Arrays, spec: Spec, rate: int, load: Callable[[], Dataset]
+) -> Figures:
+    """Whether sounds are what they were asked to be: notes in tune by YIN, others by a classifier of recordings.
+
+    Args:
+      sounds: int16 [N, T].
+      labels: that they were asked for, or None.
+      arrays: held-out recordings.
+      spec: of the data.
+      rate: samples per second.
+      load: the data, to train a classifier on where none was yet.
+    """
+    if spec.name == "notes":
+        return {} if labels is None else tuned(sounds, labels, arrays, spec, rate)
+    if not spec.classes:
+        return {}
+    judge = judge_of(spec, rate, load)
+    features, probabilities = judge.apply(pictures(sounds, rate))
+    expected, _ = judge.apply(pictures(arrays["audio"], rate))
+    of = f"{judge.name}; {len(sounds):,} samples, {len(expected):,} held out"
+    frechet = fidelity.measures(expected, features, ["frechet"])["frechet"]
+    figures = {f"Frechet distance ({of})": Estimate(frechet.value, (frechet.high - frechet.low) / (2 * 1.96))}
+    if labels is not None:
+        right = probabilities.argmax(-1) == labels
+        figures[f"samples of the class asked for, % ({of})"] = estimate(100.0 * right)
+    return figures
+
+
+def tuned(sounds: np.ndarray, labels: np.ndarray, arrays: Arrays, spec: Spec, rate: int) -> Figures:
+    """Share of notes whose pitch is less than 50 cents from that of their label; and, of real ones, what YIN makes."""
+    asked = np.array([frequency(name) for name in spec.classes])
+
+    def share(sounds: np.ndarray, labels: np.ndarray) -> Estimate:
+        return estimate(100.0 * in_tune(pitch(sounds, rate), asked[labels]))
+
+    count = len(arrays["audio"])
+    return {
+        f"generated notes within 50 cents, % (YIN, {len(sounds):,} notes)": share(sounds, labels),
+        f"held-out notes within 50 cents, % (YIN, {count:,} notes)": share(arrays["audio"], arrays["label"]),
+    }
+
+
+def judge_of(spec: Spec, rate: int, load: Callable[[], Dataset]) -> Classifier:
+    """A classifier of spectrograms, trained once on the data's labels."""
+
+    def as_pictures() -> Dataset:
+        data = load()
+        splits = (
+            {"image": pictures(arrays["audio"], rate), "label": arrays["label"]} for arrays in (data.train, data.test)
+        )
+        train, test = splits
+        return replace(data, train=train, test=test)
+
+    return classifier(as_pictures, f"{spec.digest} log-mel")
+
+
+def pictures(sounds: np.ndarray, rate: int) -> np.ndarray:
+    """int16 [N, T] -> uint8 [N, frames, bins, 1]."""
+    return np.round(255 * levels(sounds, rate)[..., None]).astype(np.uint8)
+
+
+def levels(sounds: np.ndarray, rate: int) -> np.ndarray:
+    """int16 [N, T] -> loudness [N, frames, bins] in [0, 1], in frames of about 30 ms."""
+    size = 2 ** round(np.log2(0.03 * rate))
+    scale = Scale(rate, size=size, hop=size // 2)
+    some = jax.jit(lambda x: log_mel(to_wave(x), scale))
+    parts = [np.asarray(some(sounds[i : i + 500])) for i in range(0, len(sounds), 500)]
+    return np.concatenate(parts)

@@ -1,0 +1,170 @@
+"""A generative adversarial network of waves: python -m experiments.gan_audio --data.name spoken_digit
+
+Networks after WaveGAN (Donahue et al. 2019), strided convolutions over time, conditional on the label, with the loss
+and penalties of gan_mnist. By default plucked strings, made here. `wavegan` has their loss and their optimiser.
+"""
+
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from experiments import audio
+from experiments.gan_mnist import GameConfig, check_game, game
+from jaxgen import config as flags
+from jaxgen.data import Dataset, Spec
+from jaxgen.data.decode import from_wave, to_wave
+from jaxgen.errors import UserError
+from jaxgen.evaluate import evaluate
+from jaxgen.experiment import Experiment
+from jaxgen.models.gan import GAN, gan
+from jaxgen.networks.conv1d import Discriminator, Generator
+from jaxgen.networks.norm import Kind
+from jaxgen.report import in_turn
+from jaxgen.run import main
+
+
+@dataclass(frozen=True)
+class ModelConfig(GameConfig):
+    """The two networks and their game."""
+
+    width: int = 16
+    """Channels at the highest resolution."""
+    layers: int = 4
+    """Of each network, each of a stride of 4."""
+    latents: int = 64
+    """Latent dimensions."""
+    conditional: bool = True
+    """Give both networks the label, where there is one."""
+    norm: Kind = "batch"
+    """Normalisation in the generator."""
+
+
+@dataclass(frozen=True)
+class EvaluateConfig(flags.EvaluateConfig):
+    """What is measured at the end, and by `python -m jaxgen evaluate`."""
+
+    num_samples: int = 500
+    """Generated sounds that are measured, of all labels alike."""
+
+
+@dataclass(frozen=True)
+class SampleConfig(flags.SampleConfig):
+    """How sounds are drawn, here and by `python -m jaxgen sample`."""
+
+    label: int | None = None
+    """Class to draw; without, all of them in turn."""
+    truncation: float | None = None
+    """Largest distance of a latent from 0: lower is less diverse, and more typical; None has no bound."""
+
+
+@dataclass(frozen=True)
+class Config(flags.Config):
+    """One run."""
+
+    workdir: Path = Path("runs/gan_audio")
+    """Run folder: everything that the run writes. The same command again goes on where it stopped."""
+    steps: int = 3_000
+    """Training steps."""
+    batch_size: int = 32
+    """Sounds in one step."""
+    data: flags.AudioDataConfig = field(default_factory=flags.AudioDataConfig)
+    model: ModelConfig = field(default_factory=lambda: ModelConfig(lazy=4))
+    optimizer: flags.OptimizerConfig = field(
+        default_factory=lambda: flags.OptimizerConfig(learning_rate=1e-3, b1=0.0, b2=0.99, ema_decay=0.995)
+    )
+    run: flags.RunConfig = field(default_factory=lambda: flags.RunConfig(log_every=100, evaluate_every=1_000, chunk=10))
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    sample: SampleConfig = field(default_factory=SampleConfig)
+
+
+def load(config: Config) -> Dataset:
+    return config.data.load()
+
+
+def build(config: Config, spec: Spec) -> Experiment:
+    options, controls = config.model, config.sample
+    (length,), _ = spec.entries["audio"]
+    conditional = options.conditional and bool(spec.classes)
+    check_game(config, options)
+    flags.check_condition(conditional, controls.label, spec)
+    if controls.truncation is not None and not controls.truncation > 0:
+        raise UserError(f"--truncation {controls.truncation}: expected a number above 0, or None")
+    if min(options.width, options.layers, options.latents) < 1 or 4**options.layers > length:
+        raise UserError(
+            f"--model.width {options.width}, --model.layers {options.layers}, --model.latents {options.latents}: "
+            f"expected at least 1 of each, and 4 to the power of the layers up to {length}, the samples of a sound"
+        )
+    if config.evaluate.num_samples < 2:
+        raise UserError(f"--num-samples {config.evaluate.num_samples}: expected at least 2")
+    common = {"width": options.width, "layers": options.layers, "dtype": config.run.dtype}
+    model = gan(
+        generator=Generator(length, norm=options.norm, **common),
+        discriminator=Discriminator(**common),
+        **game(config, options),
+        latents=options.latents,
+        observe=lambda batch: to_wave(batch["audio"])[..., None],
+        store=lambda wave: from_wave(wave[..., 0]),
+        num_classes=len(spec.classes) if conditional else 0,
+    )
+    return experiment(model, config, spec, conditional)
+
+
+def experiment(model: GAN, config: Config, spec: Spec, conditional: bool) -> Experiment:
+    """What there is to hear, to see and to measure of a generator of waves."""
+    rate = config.data.sample_rate
+    sample = jax.jit(model.sample, static_argnames=("n", "truncation"))
+
+    def generate(params, key, labels, truncation=None):
+        condition = labels if conditional else None
+        return np.asarray(sample(params, key, len(labels), condition, truncation=truncation))
+
+    def exhibits(params, arrays, key):
+        labels = audio.labels_in_turn(spec, min(len(spec.classes) or 10, 25))
+        return audio.exhibits(generate(params, key, labels), labels, arrays, rate)
+
+    def measure(params, arrays, key, on_progress):
+        labels = audio.labels_in_turn(spec, config.evaluate.num_samples)
+        sounds = generate(params, key, labels)
+        on_progress(0.5)
+        asked = labels if conditional else None
+        figures = audio.judged(sounds, asked, arrays, spec, rate, lambda: load(config))
+        return figures or {f"test {k}": v for k, v in evaluate(model.evaluate, params, arrays, key).items()}
+
+    def draw(params, key, n):
+        controls = config.sample
+        labels = audio.labels_in_turn(spec, n) if controls.label is None else np.full(n, controls.label)
+        return generate(params, key, labels, controls.truncation)
+
+    return Experiment(
+        model,
+        "Generative adversarial network",
+        f"{spec.name} at {rate} Hz",
+        exhibits,
+        criterion="",
+        measure=measure,
+        draw=draw,
+        render=partial(in_turn, rate=rate),
+        unit="sounds",
+        out="sounds.wav",
+    )
+
+
+NAMED = {
+    # Donahue et al. 2019: WGAN-GP, five steps of the discriminator for one of the generator; not yet run.
+    "wavegan": Config(
+        workdir=Path("runs/wavegan"),
+        steps=100_000,
+        batch_size=64,
+        model=ModelConfig(
+            "wasserstein", r1=0.0, r2=0.0, gradient_penalty=10.0, n_critic=5, norm="none", width=64, latents=100
+        ),
+        optimizer=flags.OptimizerConfig(learning_rate=1e-4, schedule="constant", b1=0.5, b2=0.9),
+        run=flags.RunConfig(log_every=200, evaluate_every=10_000, checkpoint_every=5_000, chunk=10),
+    ),
+}
+
+if __name__ == "__main__":
+    main(__file__, Config(), load, build, NAMED)

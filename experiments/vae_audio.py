@@ -1,0 +1,195 @@
+"""A variational autoencoder of sounds: python -m experiments.vae_audio --data.name spoken_digit
+
+It sees how loud a sound is at each time on each bin of the mel scale, through convolutions over time; what it draws
+becomes a sound by the algorithm of Griffin and Lim. By default plucked strings, made here, conditional on their pitch.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from experiments import audio
+from jaxgen import config as flags
+from jaxgen.data import Dataset, Spec
+from jaxgen.data.decode import from_wave, to_wave
+from jaxgen.distributions import normal
+from jaxgen.errors import UserError
+from jaxgen.evaluate import Estimate, evaluate
+from jaxgen.experiment import Experiment
+from jaxgen.models.vae import VAE, vae
+from jaxgen.networks.conv1d import Decoder, Encoder
+from jaxgen.report import in_turn
+from jaxgen.run import main
+from jaxgen.spectra import Scale, frames, from_log_mel, log_mel
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The autoencoder, and what it sees of a sound."""
+
+    latents: int = 16
+    """Latent dimensions."""
+    channels: tuple[int, ...] = (64, 128)
+    """Of the encoder after each halving in time; of the decoder the other way round."""
+    hidden: int = 256
+    """Width of the dense layers between."""
+    conditional: bool = True
+    """Give encoder and decoder the label, where there is one."""
+    beta: float = 1.0
+    """Weight of the KL."""
+    warmup_steps: int = 500
+    """Steps over which that weight grows from 0."""
+    size: int = 512
+    """Samples in a frame."""
+    hop: int = 64
+    """Samples between two frames."""
+    bins: int = 80
+    """Of the mel scale."""
+
+
+@dataclass(frozen=True)
+class EvaluateConfig(flags.EvaluateConfig):
+    """What is measured at the end, and by `python -m jaxgen evaluate`."""
+
+    num_samples: int = 500
+    """Generated sounds that are measured, of all labels alike."""
+
+
+@dataclass(frozen=True)
+class SampleConfig(flags.SampleConfig):
+    """How sounds are drawn, here and by `python -m jaxgen sample`."""
+
+    label: int | None = None
+    """Class to draw; without, all of them in turn."""
+    temperature: float = 1.0
+    """Standard deviation of the latents."""
+
+
+@dataclass(frozen=True)
+class Config(flags.Config):
+    """One run."""
+
+    workdir: Path = Path("runs/vae_audio")
+    """Run folder: everything that the run writes. The same command again goes on where it stopped."""
+    steps: int = 3_000
+    """Training steps."""
+    batch_size: int = 64
+    """Sounds in one step."""
+    data: flags.AudioDataConfig = field(default_factory=flags.AudioDataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    optimizer: flags.OptimizerConfig = field(
+        default_factory=lambda: flags.OptimizerConfig(learning_rate=1e-3, clip_norm=1_000.0)
+    )
+    run: flags.RunConfig = field(default_factory=lambda: flags.RunConfig(log_every=200, evaluate_every=1_000, chunk=20))
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    sample: SampleConfig = field(default_factory=SampleConfig)
+
+
+def load(config: Config) -> Dataset:
+    return config.data.load()
+
+
+def build(config: Config, spec: Spec) -> Experiment:
+    options, controls = config.model, config.sample
+    (length,), _ = spec.entries["audio"]
+    conditional = options.conditional and bool(spec.classes)
+    for name in ("latents", "hidden", "hop", "bins"):
+        if getattr(options, name) < 1:
+            raise UserError(f"--model.{name} {getattr(options, name)}: expected at least 1")
+    if options.size < 2 * options.hop or options.size & (options.size - 1):
+        raise UserError(f"--model.size {options.size}: expected a power of two, at least twice --model.hop")
+    if not options.channels or min(options.channels) < 1:
+        raise UserError(f"--model.channels {options.channels}: expected at least one number, from 1 on")
+    flags.check_condition(conditional, controls.label, spec)
+    if not controls.temperature >= 0:
+        raise UserError(f"--temperature {controls.temperature}: expected at least 0")
+    if config.evaluate.num_samples < 2:
+        raise UserError(f"--num-samples {config.evaluate.num_samples}: expected at least 2")
+    scale = Scale(config.data.sample_rate, options.size, options.hop, options.bins)
+    likelihood, shape = normal(), (frames(length, options.hop), options.bins)
+
+    def store(mel):
+        return from_wave(from_log_mel(mel, length, scale))
+
+    model = vae(
+        encoders=[Encoder(2 * options.latents, options.channels, options.hidden, config.run.dtype)],
+        decoders=[
+            Decoder(
+                (shape[0], likelihood.width * shape[1]),
+                options.channels[::-1],
+                options.hidden,
+                dtype=config.run.dtype,
+            )
+        ],
+        latents=(options.latents,),
+        likelihood=likelihood,
+        observe=lambda batch, key: log_mel(to_wave(batch["audio"]), scale),
+        store=store,
+        optimizer=config.optimizer.build(config.steps),
+        beta=options.beta,
+        warmup_steps=options.warmup_steps,
+        num_classes=len(spec.classes) if conditional else 0,
+        remat=config.run.remat,
+    )
+    return experiment(model, config, spec, conditional, store)
+
+
+def experiment(model: VAE, config: Config, spec: Spec, conditional: bool, store: Callable) -> Experiment:
+    """What there is to hear, to see and to measure of a variational autoencoder of sounds."""
+    options, rate = config.model, config.data.sample_rate
+    protocol = f"{spec.name}, log-mel of {options.bins} bins every {options.hop} samples at {rate} Hz"
+    sample = jax.jit(model.sample, static_argnames=("n", "temperature"))
+    observe, reconstruct, store = jax.jit(model.observe), jax.jit(model.reconstruct), jax.jit(store)
+
+    def generate(params, key, labels, temperature=1.0):
+        condition = labels if conditional else None
+        return np.asarray(sample(params, key, len(labels), condition, temperature=temperature))
+
+    def exhibits(params, arrays, key):
+        """And held-out sounds that went through the latents and came back."""
+        labels = audio.labels_in_turn(spec, min(len(spec.classes) or 10, 25))
+        some = {name: array[np.arange(10) % len(array)] for name, array in arrays.items()}
+        rebuilt = reconstruct(params, observe(some, key), key, some["label"] if conditional else None)
+        pairs = np.stack([some["audio"], np.asarray(store(rebuilt))], axis=1).reshape(-1, some["audio"].shape[-1])
+        shown = audio.exhibits(generate(params, key, labels), labels, arrays, rate)
+        return shown | {"recordings and what became of them": in_turn(pairs, rate)}
+
+    def measure(params, arrays, key, on_progress):
+        elbo = evaluate(model.evaluate, params, arrays, key)
+        on_progress(0.3)
+        labels = audio.labels_in_turn(spec, config.evaluate.num_samples)
+        sounds = generate(params, key, labels)
+        on_progress(0.8)
+        figures = {
+            f"test -ELBO, nats ({protocol}, normal density)": Estimate(-elbo["elbo"].mean, elbo["elbo"].error),
+            "test KL, nats": elbo["kl"],
+        }
+        asked = labels if conditional else None
+        return figures | audio.judged(sounds, asked, arrays, spec, rate, lambda: load(config))
+
+    def draw(params, key, n):
+        controls = config.sample
+        labels = audio.labels_in_turn(spec, n) if controls.label is None else np.full(n, controls.label)
+        return generate(params, key, labels, controls.temperature)
+
+    return Experiment(
+        model,
+        "Variational autoencoder",
+        protocol,
+        exhibits,
+        measure=measure,
+        draw=draw,
+        render=partial(in_turn, rate=rate),
+        unit="sounds",
+        out="sounds.wav",
+    )
+
+
+NAMED: dict[str, Config] = {}
+
+if __name__ == "__main__":
+    main(__file__, Config(), load, build, NAMED)

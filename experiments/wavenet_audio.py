@@ -1,0 +1,235 @@
+"""A WaveNet of sounds, a sample at a time: python -m experiments.wavenet_audio --data.name audio:~/recordings
+
+By default plucked strings, made here, conditional on their pitch (van den Oord et al. 2016): samples of 8-bit mu-law,
+8,000 of them a second. `spoken_digit` is of words, beside `spoken_digit_gru`, a recurrent network.
+"""
+
+import math
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+import jax
+import numpy as np
+
+from experiments import audio
+from jaxgen import config as flags
+from jaxgen.data import Dataset, Spec
+from jaxgen.data.decode import from_mu_law, mu_law
+from jaxgen.errors import UserError
+from jaxgen.evaluate import Estimate, evaluate
+from jaxgen.experiment import Experiment
+from jaxgen.models.autoregressive import (
+    Autoregressive,
+    Condition,
+    Controls,
+    Network,
+    autoregressive,
+    categorical,
+    logistic_mixture,
+)
+from jaxgen.networks.gru import GRU
+from jaxgen.networks.wavenet import WaveNet
+from jaxgen.report import in_turn
+from jaxgen.run import main
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The network that predicts a sample."""
+
+    network: Literal["wavenet", "gru"] = "wavenet"
+    """Dilated convolutions, or a recurrent network of two layers."""
+    dilations: int = 8
+    """Layers in a stack, of dilation 1, 2, 4, ... (of wavenet)."""
+    stacks: int = 1
+    """Stacks of layers, one after another (of wavenet)."""
+    width: int = 32
+    """Features of a layer."""
+    skip: int = 128
+    """Features of the sum of all layers (of wavenet)."""
+    dropout: float = 0.0
+    """Share of features dropped in training (of wavenet)."""
+    components: int | None = None
+    """Logistics in a mixture over the 256 levels of a sample, instead of a logit for each."""
+    conditional: bool = True
+    """Give the network the label, where there is one."""
+    condition_dropout: float = 0.0
+    """Share of examples whose label is left out, for --guidance and for samples without --label."""
+
+
+@dataclass(frozen=True)
+class EvaluateConfig(flags.EvaluateConfig):
+    """What is measured at the end, and by `python -m jaxgen evaluate`."""
+
+    num_samples: int = 200
+    """Generated sounds that are measured, of all labels alike."""
+
+
+@dataclass(frozen=True)
+class SampleConfig(flags.SampleConfig):
+    """How sounds are drawn, here and by `python -m jaxgen sample`."""
+
+    label: int | None = None
+    """Class to draw; without, all of them in turn."""
+    seconds: float | None = None
+    """Length of a sound (default: as long as those of the data)."""
+    guidance: float | None = None
+    """Weight of the difference that the label makes: above 1 more typical of it, 1 the model itself."""
+    temperature: float = 1.0
+    """Below 1 more probable samples, 0 the most probable one each time."""
+
+
+@dataclass(frozen=True)
+class Config(flags.Config):
+    """One run."""
+
+    workdir: Path = Path("runs/wavenet_audio")
+    """Run folder: everything that the run writes. The same command again goes on where it stopped."""
+    steps: int = 1_000
+    """Training steps."""
+    batch_size: int = 8
+    """Sounds in one step."""
+    data: flags.AudioDataConfig = field(default_factory=flags.AudioDataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    optimizer: flags.OptimizerConfig = field(
+        default_factory=lambda: flags.OptimizerConfig(
+            learning_rate=3e-3, warmup_steps=50, clip_norm=1.0, ema_decay=0.99
+        )
+    )
+    run: flags.RunConfig = field(
+        default_factory=lambda: flags.RunConfig(log_every=100, evaluate_every=500, checkpoint_every=500, chunk=10)
+    )
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    sample: SampleConfig = field(default_factory=SampleConfig)
+
+
+def load(config: Config) -> Dataset:
+    return config.data.load()
+
+
+def build(config: Config, spec: Spec) -> Experiment:
+    options, controls = config.model, config.sample
+    (length,), _ = spec.entries["audio"]
+    conditional = options.conditional and bool(spec.classes)
+    check(config)
+    flags.check_condition(conditional, controls.label, spec)
+    if controls.guidance is not None and not (conditional and options.components is None):
+        raise UserError("--guidance is towards a label, of logits: it wants a conditional model without components")
+    if options.components is None:
+        head, observe = categorical(256), lambda batch, key: mu_law(batch["audio"])
+    else:
+        head, observe = logistic_mixture(options.components), lambda batch, key: mu_law(batch["audio"])[..., None]
+    classes = len(spec.classes)
+    label = Condition("label", classes, partial(jax.nn.one_hot, num_classes=classes))
+    model = autoregressive(
+        network=network_of(config, head.width),
+        head=head,
+        observe=observe,
+        store=lambda tokens: from_mu_law(tokens.reshape(*tokens.shape[:2])),
+        optimizer=config.optimizer.build(config.steps),
+        length=length,
+        per_token=True,
+        condition=label if conditional else None,
+        condition_dropout=options.condition_dropout if conditional else 0.0,
+    )
+    return experiment(model, config, spec, conditional)
+
+
+def check(config: Config) -> None:
+    """Raises UserError where a number is out of its range."""
+    options, controls = config.model, config.sample
+    if config.run.remat:
+        raise UserError("--run.remat is not for these networks: leave it out")
+    for name in ("dilations", "stacks", "width", "skip", "components"):
+        value = getattr(options, name)
+        if value is not None and value < 1:
+            raise UserError(f"--model.{name} {value}: expected at least 1")
+    for name in ("dropout", "condition_dropout"):
+        value = getattr(options, name)
+        if not 0 <= value < 1:
+            raise UserError(f"--model.{name.replace('_', '-')} {value}: expected a share from 0 up to 1")
+    Controls(controls.temperature).check()
+    if controls.seconds is not None and not controls.seconds * config.data.sample_rate >= 1:
+        raise UserError(f"--seconds {controls.seconds}: expected a length above 0")
+    if config.evaluate.num_samples < 2:
+        raise UserError(f"--num-samples {config.evaluate.num_samples}: expected at least 2")
+
+
+def network_of(config: Config, outputs: int) -> Network:
+    options, dtype = config.model, config.run.dtype
+    if options.network == "gru":
+        return GRU(outputs, width=options.width, dtype=dtype)
+    dilations = tuple(2**i for i in range(options.dilations)) * options.stacks
+    return WaveNet(
+        outputs, dilations=dilations, width=options.width, skip=options.skip, dropout=options.dropout, dtype=dtype
+    )
+
+
+def experiment(model: Autoregressive, config: Config, spec: Spec, conditional: bool) -> Experiment:
+    """What there is to hear, to see and to measure of an autoregressive model of sounds."""
+    rate, (length,) = config.data.sample_rate, spec.entries["audio"][0]
+    protocol = f"{spec.name}, 8-bit mu-law at {rate} Hz"
+    sample = jax.jit(model.sample, static_argnames=("n", "length", "controls"))
+
+    def validate(params, arrays, key):
+        """Over the whole split, in nats per sample of the recordings."""
+        means = evaluate(model.evaluate, params, arrays, key, batch_size=50)
+        share = means["share"].mean
+        return {"loss": Estimate(means["loss"].mean / share, means["loss"].error / share)}
+
+    def generate(params, key, labels, **options):
+        return np.asarray(sample(params, key, len(labels), labels if conditional else None, **options))
+
+    def exhibits(params, arrays, key):
+        labels = audio.labels_in_turn(spec, min(len(spec.classes) or 10, 25))
+        return audio.exhibits(generate(params, key, labels), labels, arrays, rate)
+
+    def measure(params, arrays, key, on_progress):
+        loss = validate(params, arrays, key)["loss"]
+        bits = Estimate(loss.mean / math.log(2), loss.error / math.log(2))
+        on_progress(0.3)
+        labels = audio.labels_in_turn(spec, config.evaluate.num_samples)
+        sounds = generate(params, key, labels)
+        on_progress(0.8)
+        return {f"test bits per sample ({protocol}, exact, {len(arrays['audio']):,} recordings)": bits} | audio.judged(
+            sounds, labels if conditional else None, arrays, spec, rate, lambda: load(config)
+        )
+
+    def draw(params, key, n):
+        controls = config.sample
+        labels = audio.labels_in_turn(spec, n) if controls.label is None else np.full(n, controls.label)
+        return generate(
+            params,
+            key,
+            labels,
+            length=round(controls.seconds * rate) if controls.seconds else length,
+            controls=Controls(controls.temperature, guidance=controls.guidance),
+        )
+
+    return Experiment(
+        model,
+        "Recurrent network" if config.model.network == "gru" else "WaveNet",
+        protocol,
+        exhibits,
+        validate=validate,
+        measure=measure,
+        draw=draw,
+        render=partial(in_turn, rate=rate),
+        unit="sounds",
+        out="sounds.wav",
+    )
+
+
+NAMED = {
+    "notes": Config(
+        workdir=Path("runs/wavenet_notes"),
+        steps=6_000,
+        run=flags.RunConfig(log_every=100, evaluate_every=2_000, checkpoint_every=1_000, chunk=10),
+        evaluate=EvaluateConfig(num_samples=1_000),
+    ),
+}
+
+if __name__ == "__main__":
+    main(__file__, Config(), load, build, NAMED)

@@ -1,0 +1,302 @@
+"""Sounds by name, as waveforms in memory: plucked strings made here, spoken digits, a folder of recordings."""
+
+import difflib
+import hashlib
+from pathlib import Path
+
+import numpy as np
+
+from jaxgen.data.prepare import RAW_AUDIO, UnavailableError, fetch
+from jaxgen.data.source import Arrays, Dataset, check
+from jaxgen.errors import UserError
+
+NAMES = ("notes", "spoken_digit")
+SECONDS = {"notes": 0.256, "spoken_digit": 0.64}  # of an example, where nothing else is asked for; of recordings 1
+LOWEST = 45  # A2, 110 Hz, in MIDI's numbers
+OCTAVE = ("C", "C#", "D", "D#", "E", "F", "F#", "G", "G#", "A", "A#", "B")
+PITCHES = tuple(f"{OCTAVE[n % 12]}{n // 12 - 1}" for n in range(LOWEST, LOWEST + 25))  # two octaves, to A4
+BRIGHTNESS = ("soft", "bright")
+DIGITS = tuple("0123456789")
+HELD_OUT = 5  # recordings of each digit and speaker, the first ones: the data set's own convention
+MARGIN = 0.02  # seconds of what is silent that stay before and after a recording
+SILENT = 0.02  # amplitude, as a share of the loudest, below which something is silent
+
+
+def load_audio(
+    name: str,
+    *,
+    data_dir: str | Path | None = None,
+    strict: bool = False,
+    sample_rate: int = 8_000,
+    seconds: float | None = None,
+    joint: bool = False,
+) -> Dataset:
+    """Load sounds; `notes` with a notice where a data set that is downloaded cannot be had.
+
+    Examples are {"audio": int16 [N, T], "label": int32 [N]} and what else is known of them, int32 [N]: "brightness" of
+    notes (labelled by their pitch), "speaker" of digits, the names in alphabetical order. What is shorter than T ends
+    in silence; test examples have a "length", int32 [N], samples that are the recording's own.
+
+    Args:
+      name: `notes` (made here), `spoken_digit` (downloaded and prepared when it is not yet), or `audio:PATH` (WAV and
+        FLAC files anywhere below a folder; two or more first-level subfolders are labels; a long file becomes several
+        examples). Silence before and after recordings is cut off.
+      data_dir: folder of TFDS's prepared data sets; None: TFDS's default.
+      strict: a UserError instead of falling back to `notes`.
+      sample_rate: samples per second, to which recordings are converted.
+      seconds: of an example; None: 0.256 of notes, 0.64 of digits, 1 of recordings.
+      joint: label by pitch and brightness, or digit and speaker: there are then as many classes as pairs.
+
+    Raises:
+      UserError: unknown or unreadable data, a file that is no sound, a package that is missing.
+    """
+    if sample_rate < 1_000:
+        raise UserError(f"--data.sample-rate {sample_rate}: expected at least 1000 samples per second")
+    if seconds is not None and not seconds * sample_rate >= 64:
+        raise UserError(f"--data.seconds {seconds}: expected at least 64 samples, {64 / sample_rate:g} seconds")
+    if joint and name.startswith("audio:"):
+        raise UserError("--data.joint: recordings have one label at most, their folder; leave it out")
+
+    def length(name: str) -> int:
+        return round((seconds or SECONDS.get(name, 1.0)) * sample_rate)
+
+    notice = None
+    if name == "spoken_digit":
+        try:
+            folder = fetch(name, data_dir)
+        except UnavailableError as error:
+            if strict:
+                raise UserError(f"{error}; --data.strict forbids training on notes instead") from error
+            notice = f"using notes, plucked strings made here, instead of {name}: {error} (--data.strict: an error)"
+            name = "notes"
+        else:
+            data = _spoken_digit(folder, sample_rate, length(name), joint)
+    if name == "notes":
+        data = _notes(sample_rate, length(name), joint, notice)
+    elif name.startswith("audio:"):
+        data = _files(name, sample_rate, length(name))
+    elif name not in NAMES:
+        close = difflib.get_close_matches(name, NAMES)
+        raise UserError(
+            f"unknown sounds {name!r}"
+            + (f", did you mean {' or '.join(close)}?" if close else ":")
+            + f" Expected {', '.join(NAMES)}, or audio:PATH for a folder of WAV and FLAC files"
+        )
+    check(data.train, f"{data.name} (train)")
+    check(data.test, f"{data.name} (test)")
+    return data
+
+
+def frequency(pitch: str) -> float:
+    """Of a note such as "A4" (440 Hz) or "C#3 soft", in equal temperament."""
+    return 440 * 2 ** ((LOWEST + PITCHES.index(pitch.split()[0]) - 69) / 12)
+
+
+# Plucked strings ------------------------------------------------------------------------------------------------------
+
+
+def _notes(rate: int, length: int, joint: bool, notice: str | None) -> Dataset:
+    """160 of each pitch to train on, 10 to test on; half of each are soft. Always the same ones."""
+    rng = np.random.default_rng(0)
+
+    def split(each: int) -> Arrays:
+        pitch = np.tile(np.arange(len(PITCHES)), each).astype(np.int32)
+        brightness = (np.arange(len(pitch)) // len(PITCHES) % 2).astype(np.int32)
+        hertz = np.array([frequency(name) for name in PITCHES])[pitch]
+        return {"audio": pluck(hertz, brightness, rate, length, rng), "label": pitch, "brightness": brightness}
+
+    return _labelled(
+        "notes",
+        split(160),
+        split(10) | {"length": np.full(10 * len(PITCHES), length, np.int32)},
+        PITCHES,
+        ("brightness", BRIGHTNESS),
+        joint,
+        source=f"plucked strings, synthesised here (Karplus and Strong 1983), {rate} samples per second",
+        notice=notice,
+    )
+
+
+def pluck(hertz: np.ndarray, brightness: np.ndarray, rate: int, length: int, rng: np.random.Generator) -> np.ndarray:
+    """Strings of those frequencies [N], soft (0) or bright (1), as int16 [N, length].
+
+    What is in a delay of one period goes round and is smoothed and damped each time: y[t] = g ((1 - s) v[t] +
+    s v[t - 1]), v being y delayed (Karplus & Strong 1983). The delay is tuned by an allpass filter to the fraction of a
+    sample, what the smoothing delays included (Jaffe & Smith 1983, eq. 13 to 16). At first it holds the triangle of a
+    string that is pulled at some place, so that the note has its fundamental, and noise, of bright strings more.
+    """
+    count, period, omega = len(hertz), rate / hertz, 2 * np.pi * hertz / rate
+    bright = brightness == 1
+    smoothing = np.where(bright, rng.uniform(0.1, 0.2, count), rng.uniform(0.4, 0.5, count))
+    decay = rng.uniform(0.3, 1.0, count)  # seconds to a thousandth of the amplitude
+    gain = 10 ** (-3 * period / rate / decay)
+    delayed = np.arctan2(smoothing * np.sin(omega), 1 - smoothing + smoothing * np.cos(omega)) / omega
+    whole = np.floor(period - delayed - 0.1).astype(int)
+    fraction = period - delayed - whole  # 0.1 to 1.1 samples, where the allpass filter is stable
+    allpass = np.sin(omega * (1 - fraction) / 2) / np.sin(omega * (1 + fraction) / 2)
+
+    longest = int(np.ceil(period.max()))
+    phase, place = np.arange(longest) / period[:, None], rng.uniform(0.1, 0.4, (count, 1))
+    burst = np.minimum(phase / place, (1 - phase) / (1 - place)) - 0.5
+    burst += np.where(bright, 1.0, 0.2)[:, None] * rng.uniform(-0.5, 0.5, burst.shape)
+    burst *= phase < 1
+
+    y = np.zeros((length, count))
+    ring, rows = np.zeros((whole.max() + 1, count)), np.arange(count)
+    before, tuned, tuned_before = np.zeros(count), np.zeros(count), np.zeros(count)
+    for t in range(length):
+        v = ring[(t - whole) % len(ring), rows]
+        tuned_before, tuned = tuned, allpass * (v - tuned) + before
+        before = v
+        y[t] = gain * ((1 - smoothing) * tuned + smoothing * tuned_before)
+        if t < longest:
+            y[t] += burst[:, t]
+        ring[t % len(ring)] = y[t]
+    loudness = rng.uniform(0.5, 0.9, count) / np.abs(y).max(0)
+    return np.round(y * loudness * 32_767).astype(np.int16).T.copy()
+
+
+# Spoken digits --------------------------------------------------------------------------------------------------------
+
+
+def _spoken_digit(folder: Path, rate: int, length: int, joint: bool) -> Dataset:
+    """Recordings 05 and above of each digit and speaker to train on, 00 to 04 to test on."""
+    name = "spoken_digit"
+    try:
+        recordings = sorted(_records(folder))
+    except Exception as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(
+            f"{name} in {folder} cannot be read ({reason}): delete this folder and prepare the data set again"
+        ) from error
+    speakers = sorted({file.split("_")[1] for file, _ in recordings})
+    splits: dict[bool, list] = {False: [], True: []}
+    for file, wave in recordings:
+        digit, speaker, index = Path(file).stem.split("_")
+        audio, own = fitted(trimmed(resampled(wave, 8_000, rate), rate), length)
+        splits[int(index) < HELD_OUT].append((audio, int(digit), speakers.index(speaker), own))
+    train, test = (
+        dict(zip(("audio", "label", "speaker", "length"), map(np.array, zip(*rows, strict=True)), strict=True))
+        for rows in (splits[False], splits[True])
+    )
+    train.pop("length")
+    as_int = {"label": np.int32, "speaker": np.int32, "length": np.int32, "audio": np.int16}
+    train, test = ({key: array.astype(as_int[key]) for key, array in part.items()} for part in (train, test))
+    return _labelled(
+        name, train, test, DIGITS, ("speaker", tuple(speakers)), joint, source=RAW_AUDIO[name].credit, notice=None
+    )
+
+
+def _records(folder: Path):
+    """(name, samples) of each example; read as records, since TFDS describes sounds by way of TensorFlow only."""
+    from array_record.python.array_record_module import ArrayRecordReader
+    from tensorflow_datasets.proto import tf_example_pb2
+
+    for path in sorted(folder.glob("*-train.array_record*")):
+        reader = ArrayRecordReader(str(path))
+        for record in reader.read_all():
+            features = tf_example_pb2.Example.FromString(record).features.feature
+            file = features["audio/filename"].bytes_list.value[0].decode()
+            yield file, np.array(features["audio"].int64_list.value, np.int16)
+        reader.close()
+
+
+# Recordings -----------------------------------------------------------------------------------------------------------
+
+
+def _files(name: str, rate: int, length: int) -> Dataset:
+    """WAV and FLAC files; the split of a file depends on its path inside the folder only, a tenth is for testing."""
+    root = Path(name.removeprefix("audio:")).expanduser()
+    if not root.is_dir():
+        raise UserError(f"{name}: there is no folder {root}; expected audio:PATH with the path of a folder of sounds")
+    paths = sorted(path.relative_to(root) for path in root.rglob("*") if path.suffix.lower() in (".wav", ".flac"))
+    paths = [path for path in paths if not any(part.startswith(".") for part in path.parts)]
+    if len(paths) < 2:
+        raise UserError(f"{name}: expected at least 2 sounds (.wav, .flac) in {root}, found {len(paths)}")
+    classes = sorted({path.parts[0] for path in paths})
+    if len(classes) < 2 or any(len(path.parts) == 1 for path in paths):
+        classes = []
+    draws = np.array([int.from_bytes(hashlib.sha256(path.as_posix().encode()).digest()[:4]) for path in paths])
+    is_test = draws < 0.1 * 2**32
+    is_test[draws.argmin()], is_test[draws.argmax()] = True, False  # at least one file in each split
+    splits: dict[bool, list] = {False: [], True: []}
+    for path, held_out in zip(paths, is_test, strict=True):
+        wave = trimmed(_read(root / path, rate), rate)
+        label = classes.index(path.parts[0]) if classes else 0
+        for start in range(0, max(len(wave) - length // 2, 1), length):  # the end, where it is half an example or more
+            splits[bool(held_out)].append((*fitted(wave[start:], length), label))
+
+    def arrays(rows: list) -> Arrays:
+        audio, own, label = map(np.array, zip(*rows, strict=True))
+        labels = {"label": label.astype(np.int32)} if classes else {}
+        return {"audio": audio} | labels | {"length": own.astype(np.int32)}
+
+    train, test = arrays(splits[False]), arrays(splits[True])
+    train.pop("length")
+    source = f"{len(paths)} recordings in {root.resolve()}, {rate} samples per second"
+    return Dataset(name=name, train=train, test=test, classes=tuple(classes), source=source)
+
+
+def _read(path: Path, rate: int) -> np.ndarray:
+    """A file's samples as int16 [T], its channels mixed down."""
+    try:
+        import soundfile
+    except ModuleNotFoundError:
+        raise UserError("audio:PATH needs the package soundfile: pip install 'jaxgen[audio]'") from None
+    try:
+        wave, found = soundfile.read(path, dtype="float32", always_2d=True)
+        if not (len(wave) and np.isfinite(wave).all()):
+            raise ValueError("it is empty" if not len(wave) else "it holds NaN or infinity")
+    except Exception as error:  # damaged files make libsndfile raise several types
+        raise UserError(f"{path} is not a readable sound ({error}): repair or remove this file") from error
+    wave = resampled(wave.mean(1), found, rate)
+    return np.round(np.clip(wave, -1, 1) * 32_767).astype(np.int16)
+
+
+def resampled(wave: np.ndarray, found: int, rate: int) -> np.ndarray:
+    """[T] at another rate, of the same dtype."""
+    if found == rate:
+        return wave
+    try:
+        import soxr
+    except ModuleNotFoundError:
+        raise UserError(
+            f"sounds of {found} samples per second: to make them {rate} needs the package soxr: "
+            "pip install 'jaxgen[audio]'"
+        ) from None
+    return soxr.resample(wave, found, rate)
+
+
+def trimmed(wave: np.ndarray, rate: int) -> np.ndarray:
+    """Without the silence before and after [T], but for a margin of 20 ms."""
+    level = np.abs(wave.astype(np.float32))
+    loud = np.flatnonzero(level > SILENT * level.max(initial=0))
+    if not len(loud):
+        return wave
+    margin = round(MARGIN * rate)
+    return wave[max(loud[0] - margin, 0) : loud[-1] + 1 + margin]
+
+
+def fitted(wave: np.ndarray, length: int) -> tuple[np.ndarray, int]:
+    """Cut to that length, or followed by silence; and how many samples are its own."""
+    own = min(len(wave), length)
+    return np.pad(wave[:own], (0, length - own)), own
+
+
+def _labelled(
+    name: str,
+    train: Arrays,
+    test: Arrays,
+    classes: tuple[str, ...],
+    other: tuple[str, tuple[str, ...]],
+    joint: bool,
+    *,
+    source: str,
+    notice: str | None,
+) -> Dataset:
+    """By the one label, or by pairs of it and the other."""
+    entry, names = other
+    if joint:
+        train, test = (a | {"label": a["label"] * len(names) + a[entry]} for a in (train, test))
+        classes = tuple(f"{one} {two}" for one in classes for two in names)
+    return Dataset(name=name, train=train, test=test, classes=classes, source=source, notice=notice)
