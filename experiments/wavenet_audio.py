@@ -45,6 +45,8 @@ class ModelConfig:
     """Layers in a stack, of dilation 1, 2, 4, ... (of wavenet)."""
     stacks: int = 1
     """Stacks of layers, one after another (of wavenet)."""
+    first_kernel: int = 64
+    """Samples that the first layer sees (of wavenet)."""
     width: int = 32
     """Features of a layer."""
     skip: int = 128
@@ -142,10 +144,10 @@ def check(config: Config) -> None:
     options, controls = config.model, config.sample
     if config.run.remat:
         raise UserError("--run.remat is not for these networks: leave it out")
-    for name in ("dilations", "stacks", "width", "skip", "components"):
+    for name in ("dilations", "stacks", "first_kernel", "width", "skip", "components"):
         value = getattr(options, name)
         if value is not None and value < 1:
-            raise UserError(f"--model.{name} {value}: expected at least 1")
+            raise UserError(f"--model.{name.replace('_', '-')} {value}: expected at least 1")
     for name in ("dropout", "condition_dropout"):
         value = getattr(options, name)
         if not 0 <= value < 1:
@@ -163,7 +165,13 @@ def network_of(config: Config, outputs: int) -> Network:
         return GRU(outputs, width=options.width, dtype=dtype)
     dilations = tuple(2**i for i in range(options.dilations)) * options.stacks
     return WaveNet(
-        outputs, dilations=dilations, width=options.width, skip=options.skip, dropout=options.dropout, dtype=dtype
+        outputs,
+        dilations=dilations,
+        first_kernel=options.first_kernel,
+        width=options.width,
+        skip=options.skip,
+        dropout=options.dropout,
+        dtype=dtype,
     )
 
 

@@ -13,8 +13,7 @@ from jaxgen.networks.wavenet import WaveNet
 
 KEY = jax.random.key(5)
 NETWORKS = {
-    "wavenet": partial(WaveNet, dilations=(1, 2, 4), width=6, skip=8),
-    "wavenet, two stacks": partial(WaveNet, dilations=(1, 3, 1, 3), width=4, skip=8),
+    "wavenet": partial(WaveNet, dilations=(1, 3, 1, 3), first_kernel=3, width=4, skip=8),
     "gru": partial(GRU, width=8),
 }
 by_network = pytest.mark.parametrize("make", NETWORKS.values(), ids=NETWORKS)
@@ -36,9 +35,9 @@ def test_an_output_depends_on_what_was_before_it_as_far_back_as_it_should(make):
     np.testing.assert_array_equal(depends, (back >= 1) & (back <= field))
 
 
-def test_receptive_field_is_one_more_than_the_dilations():
-    assert WaveNet(1).receptive_field == 256
-    assert WaveNet(1, dilations=(1, 3, 1, 3)).receptive_field == 9
+def test_receptive_field_is_that_of_all_layers():
+    assert WaveNet(1).receptive_field == 257
+    assert WaveNet(1, dilations=(1, 3, 1, 3), first_kernel=3).receptive_field == 11
 
 
 @by_network
@@ -50,7 +49,7 @@ def test_one_by_one_is_as_the_whole_from_every_prompt(make):
     scanned = jax.jit(partial(one_by_one, network))(variables, tokens, condition)
     np.testing.assert_allclose(scanned[:, :-1], whole, atol=1e-5)
     prefill, extend = methods(network)
-    for read in (0, 1, 2, 3, 5, 11):
+    for read in (0, 2, 11):
         output, cache = prefill(variables, tokens[:, :read], condition)
         for i in range(read, 12):
             np.testing.assert_allclose(output, whole[:, i], atol=1e-5)

@@ -12,9 +12,9 @@ from jaxgen.errors import UserError
 
 NAMES = ("notes", "spoken_digit")
 SECONDS = {"notes": 0.256, "spoken_digit": 0.64}  # of an example, where nothing else is asked for; of recordings 1
-LOWEST = 45  # A2, 110 Hz, in MIDI's numbers
+LOWEST = 60  # C4, 261.6 Hz, in MIDI's numbers
 OCTAVE = ("C", "C#", "D", "D#", "E", "F", "F#", "G", "G#", "A", "A#", "B")
-PITCHES = tuple(f"{OCTAVE[n % 12]}{n // 12 - 1}" for n in range(LOWEST, LOWEST + 25))  # two octaves, to A4
+PITCHES = tuple(f"{OCTAVE[n % 12]}{n // 12 - 1}" for n in range(LOWEST, LOWEST + 13))  # an octave, to C5
 BRIGHTNESS = ("soft", "bright")
 DIGITS = tuple("0123456789")
 HELD_OUT = 5  # recordings of each digit and speaker, the first ones: the data set's own convention

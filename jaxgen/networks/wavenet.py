@@ -17,11 +17,13 @@ class Cache(NamedTuple):
 
     Attributes:
       position: int32 [], how many inputs were read: the start and the samples.
+      recent: [B, first_kernel], the last samples, scaled.
       past: of each layer [dilation, B, width]: its last inputs, input t at t modulo the dilation.
       shift: [B, depth, 2 * width], what the condition adds to the gates; 0 without one.
     """
 
     position: Array
+    recent: Array
     past: tuple[Array, ...]
     shift: Array
 
@@ -29,14 +31,15 @@ class Cache(NamedTuple):
 class WaveNet(nn.Module):
     """Tokens [B, T] or [B, T, 1], samples of a wave, -> outputs [B, T, K], each of the samples before it alone.
 
-    Gated convolutions of two taps, `dilation` samples apart, each added to its input; all of them are summed and go
-    through two more layers. An output sees the `receptive_field` samples before it. An optional condition [B, D] shifts
-    the gates of every layer (eq. 2).
+    A convolution over the last samples, then gated ones of two taps, `dilation` samples apart, each added to its input;
+    all of them are summed and go through two more layers. An output sees the `receptive_field` samples before it. An
+    optional condition [B, D] shifts the gates of every layer (eq. 2).
 
     Attributes:
       features_out: K, numbers per sample.
       levels: tokens are 0, ..., levels - 1, and enter scaled to [-1, 1].
       dilations: of the layers, in turn.
+      first_kernel: taps of the first convolution.
       width: features of a layer.
       skip: features of the sum of all layers.
       dropout: share of each gate's features that are dropped where there is a key "dropout" to draw them with, that is
@@ -47,6 +50,7 @@ class WaveNet(nn.Module):
     features_out: int
     levels: int = 256
     dilations: Sequence[int] = (1, 2, 4, 8, 16, 32, 64, 128)
+    first_kernel: int = 2
     width: int = 32
     skip: int = 128
     dropout: float = 0.0
@@ -58,7 +62,7 @@ class WaveNet(nn.Module):
     @property
     def receptive_field(self) -> int:
         """How many samples before it an output depends on."""
-        return 1 + sum(self.dilations)
+        return self.first_kernel + sum(self.dilations)
 
     def setup(self):
         def dense(features: int, **options) -> nn.Dense:
@@ -78,19 +82,21 @@ class WaveNet(nn.Module):
 
     def prefill(self, tokens: Array, condition: Array | None = None) -> tuple[Array, Cache]:
         """Tokens [B, P, ...] -> output [B, K] of token P, and what is kept of those before it."""
-        shift = self.shift(condition, len(tokens))
-        outputs, inputs = self.whole(self.scale(tokens), shift)
+        x, shift = self.scale(tokens), self.shift(condition, len(tokens))
+        outputs, inputs = self.whole(x, shift)
         read = tokens.shape[1] + 1  # with the start
         past = []
-        for x, dilation in zip(inputs, self.dilations, strict=True):
-            x = jnp.pad(x, ((0, 0), (max(dilation - read, 0), 0), (0, 0)))[:, -dilation:]
-            past.append(jnp.roll(x.swapaxes(0, 1), read % dilation, axis=0))
-        return outputs[:, -1], Cache(jnp.asarray(read, jnp.int32), tuple(past), shift)
+        for h, dilation in zip(inputs, self.dilations, strict=True):
+            h = jnp.pad(h, ((0, 0), (max(dilation - read, 0), 0), (0, 0)))[:, -dilation:]
+            past.append(jnp.roll(h.swapaxes(0, 1), read % dilation, axis=0))
+        recent = jnp.pad(x, ((0, 0), (self.first_kernel, 0)))[:, -self.first_kernel :]
+        return outputs[:, -1], Cache(jnp.asarray(read, jnp.int32), recent, tuple(past), shift)
 
     def extend(self, token: Array, cache: Cache) -> tuple[Array, Cache]:
         """One more token [B, ...] -> output [B, K] of the one after it, and the cache with it."""
         position, shift = cache.position, cache.shift
-        x = self.first(self.scale(token[:, None])[:, 0])
+        recent = jnp.concatenate([cache.recent[:, 1:], self.scale(token[:, None])], axis=1)
+        x = self.first(jnp.pad(recent, ((0, 0), (0, 1)), constant_values=1))
         gated, past = [], []
         for i, (before, dilation) in enumerate(zip(cache.past, self.dilations, strict=True)):
             slot = position % dilation
@@ -99,15 +105,18 @@ class WaveNet(nn.Module):
             h = gate(self.gates[i](jnp.concatenate([earlier, x], axis=-1)) + shift[:, i])
             gated.append(h)
             x = self.following(i, x, h)
-        return self.head(gated), Cache(position + 1, tuple(past), shift)
+        return self.head(gated), Cache(position + 1, recent, tuple(past), shift)
 
     def whole(self, x: Array, shift: Array) -> tuple[Array, list[Array]]:
-        """Scaled samples [B, T, 2] -> outputs [B, T + 1, K], and each layer's inputs [B, T + 1, width].
+        """Scaled samples [B, T] -> outputs [B, T + 1, K], and each layer's inputs [B, T + 1, width].
 
         Tokens are flat but where they are shifted in time: a matrix product of two axes is the fast one.
         """
-        rows, length = x.shape[0], x.shape[1] + 1
-        x = self.first(jnp.pad(x, ((0, 0), (1, 0), (0, 0))).reshape(rows * length, -1))  # zeros: the start
+        rows, length, taps = len(x), x.shape[1] + 1, self.first_kernel
+        padded = jnp.pad(x, ((0, 0), (taps, 0)))
+        began = jnp.broadcast_to((jnp.arange(length) > 0).astype(x.dtype), (rows, length))  # else silence looks like it
+        x = jnp.stack([padded[:, i : i + length] for i in range(taps)] + [began], axis=-1)
+        x = self.first(x.reshape(rows * length, -1))
         gated, inputs = [], []
         for i, dilation in enumerate(self.dilations):
             x = x.reshape(rows, length, -1)
@@ -129,9 +138,9 @@ class WaveNet(nn.Module):
         return self.output(nn.relu(self.hidden(h))).astype(jnp.float32)
 
     def scale(self, tokens: Array) -> Array:
-        """[B, T, ...] -> [B, T, 2]: in [-1, 1], and a 1 that tells silence from what came before the start."""
-        x = tokens.reshape(*tokens.shape[:2], 1) / ((self.levels - 1) / 2) - 1
-        return jnp.concatenate([x, jnp.ones_like(x)], axis=-1).astype(self.dtype or jnp.float32)
+        """[B, T] or [B, T, 1] -> [B, T] in [-1, 1]."""
+        x = tokens.reshape(tokens.shape[:2]) / ((self.levels - 1) / 2) - 1
+        return x.astype(self.dtype or jnp.float32)
 
     def shift(self, condition: Array | None, rows: int) -> Array:
         shape = (rows, len(self.dilations), 2 * self.width)
