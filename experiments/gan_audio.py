@@ -122,7 +122,7 @@ def experiment(model: GAN, config: Config, spec: Spec, conditional: bool) -> Exp
         return np.asarray(sample(params, key, len(labels), condition, truncation=truncation))
 
     def exhibits(params, arrays, key):
-        labels = audio.labels_in_turn(spec, min(len(spec.classes) or 10, 25))
+        labels = audio.labels_in_turn(spec, min(len(spec.classes) or 10, 16))
         return audio.exhibits(generate(params, key, labels), labels, arrays, rate)
 
     def measure(params, arrays, key, on_progress):

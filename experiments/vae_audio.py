@@ -151,7 +151,7 @@ def experiment(model: VAE, config: Config, spec: Spec, conditional: bool, store:
 
     def exhibits(params, arrays, key):
         """And held-out sounds that went through the latents and came back."""
-        labels = audio.labels_in_turn(spec, min(len(spec.classes) or 10, 25))
+        labels = audio.labels_in_turn(spec, min(len(spec.classes) or 10, 16))
         some = {name: array[np.arange(10) % len(array)] for name, array in arrays.items()}
         rebuilt = reconstruct(params, observe(some, key), key, some["label"] if conditional else None)
         pairs = np.stack([some["audio"], np.asarray(store(rebuilt))], axis=1).reshape(-1, some["audio"].shape[-1])

@@ -5,7 +5,7 @@ By default plucked strings, made here, conditional on their pitch (van den Oord 
 """
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -41,7 +41,7 @@ class ModelConfig:
 
     network: Literal["wavenet", "gru"] = "wavenet"
     """Dilated convolutions, or a recurrent network of two layers."""
-    dilations: int = 8
+    dilations: int = 5
     """Layers in a stack, of dilation 1, 2, 4, ... (of wavenet)."""
     stacks: int = 1
     """Stacks of layers, one after another (of wavenet)."""
@@ -49,7 +49,7 @@ class ModelConfig:
     """Samples that the first layer sees (of wavenet)."""
     width: int = 32
     """Features of a layer."""
-    skip: int = 128
+    skip: int = 64
     """Features of the sum of all layers (of wavenet)."""
     dropout: float = 0.0
     """Share of features dropped in training (of wavenet)."""
@@ -89,15 +89,15 @@ class Config(flags.Config):
 
     workdir: Path = Path("runs/wavenet_audio")
     """Run folder: everything that the run writes. The same command again goes on where it stopped."""
-    steps: int = 1_000
+    steps: int = 1_500
     """Training steps."""
-    batch_size: int = 8
+    batch_size: int = 4
     """Sounds in one step."""
     data: flags.AudioDataConfig = field(default_factory=flags.AudioDataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     optimizer: flags.OptimizerConfig = field(
         default_factory=lambda: flags.OptimizerConfig(
-            learning_rate=3e-3, warmup_steps=50, clip_norm=1.0, ema_decay=0.99
+            learning_rate=5e-3, warmup_steps=50, clip_norm=1.0, ema_decay=0.99
         )
     )
     run: flags.RunConfig = field(
@@ -191,7 +191,7 @@ def experiment(model: Autoregressive, config: Config, spec: Spec, conditional: b
         return np.asarray(sample(params, key, len(labels), labels if conditional else None, **options))
 
     def exhibits(params, arrays, key):
-        labels = audio.labels_in_turn(spec, min(len(spec.classes) or 10, 25))
+        labels = audio.labels_in_turn(spec, min(len(spec.classes) or 10, 16))
         return audio.exhibits(generate(params, key, labels), labels, arrays, rate)
 
     def measure(params, arrays, key, on_progress):
@@ -230,12 +230,32 @@ def experiment(model: Autoregressive, config: Config, spec: Spec, conditional: b
     )
 
 
+LONG = flags.RunConfig(log_every=100, evaluate_every=2_500, checkpoint_every=1_000, chunk=10)
+DIGITS = Config(
+    workdir=Path("runs/wavenet_digits"),
+    steps=6_000,
+    data=flags.AudioDataConfig("spoken_digit", strict=True),
+    model=ModelConfig(dilations=10, skip=128, condition_dropout=0.1),
+    run=LONG,
+    evaluate=EvaluateConfig(num_samples=500),
+)
 NAMED = {
+    # Meant for half an hour on two CPU cores, and not yet run to its end.
     "notes": Config(
         workdir=Path("runs/wavenet_notes"),
-        steps=6_000,
-        run=flags.RunConfig(log_every=100, evaluate_every=2_000, checkpoint_every=1_000, chunk=10),
+        steps=9_000,
+        batch_size=8,
+        model=ModelConfig(width=48, skip=128),
+        run=LONG,
         evaluate=EvaluateConfig(num_samples=1_000),
+    ),
+    # Not yet run to their ends; to be trained for the same time, by --steps.
+    "spoken_digit": DIGITS,
+    "spoken_digit_gru": replace(
+        DIGITS,
+        workdir=Path("runs/gru_digits"),
+        batch_size=16,
+        model=ModelConfig("gru", width=128, condition_dropout=0.1),
     ),
 }
 

@@ -14,6 +14,7 @@ from jaxgen.files import write_atomically
 USAGE = """usage: python -m jaxgen COMMAND ...
 
   sample RUN     draw samples from a trained model:   python -m jaxgen sample runs/vae_mnist --num 64 --out grid.png
+                 (a folder as --out holds a file of each)
   evaluate RUN   measure it on its test data:         python -m jaxgen evaluate runs/vae_mnist --nll-samples 5000
   replay RUN     find what made a run stop for numbers that are not finite
   data prepare NAME --from DIR                        prepare a data set from its raw files, without a network

@@ -81,15 +81,20 @@ def griffin_lim(magnitude: Array, length: int, size: int, hop: int, *, iteration
 def log_mel(x: Array, scale: Scale) -> Array:
     """Sounds [..., T] in [-1, 1] -> loudness [..., frames, bins]: 0 is the floor, 1 about a sine of full scale."""
     magnitude = jnp.abs(stft(x, scale.size, scale.hop)) / (_window(scale.size).sum() / 2)
-    decibels = 20 * jnp.log10(jnp.maximum(magnitude @ _mel(scale), 1e-9))
+    decibels = 20 * jnp.log10(jnp.maximum(_product(magnitude, _mel(scale)), 1e-9))
     return jnp.clip(1 + decibels / scale.floor, 0, 1)
 
 
 def from_log_mel(mel: Array, length: int, scale: Scale, *, iterations: int = 32) -> Array:
     """Sounds [..., length] in [-1, 1] of such loudness, the way back as far as there is one."""
     amplitude = jnp.where(mel > 0, 10 ** ((mel - 1) * scale.floor / 20), 0)
-    magnitude = amplitude @ _linear(scale) * (_window(scale.size).sum() / 2)
+    magnitude = _product(amplitude, _linear(scale)) * (_window(scale.size).sum() / 2)
     return jnp.clip(griffin_lim(magnitude, length, scale.size, scale.hop, iterations=iterations), -1, 1)
+
+
+def _product(x: Array, weights: np.ndarray) -> Array:
+    """In full precision, whatever the device would take: decibels tell a hundred-thousandth."""
+    return jnp.matmul(x, weights, precision="highest")
 
 
 def _window(size: int) -> np.ndarray:

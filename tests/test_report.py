@@ -1,4 +1,6 @@
+import base64
 import io
+import wave
 from xml.etree import ElementTree
 
 import numpy as np
@@ -49,3 +51,24 @@ def test_points_are_drawn_where_they_are():
     assert picture.shape == (480, 480, 3)
     row, column = np.argwhere((picture[..., 2].astype(int) - picture[..., 0]) > 60).mean(0)
     np.testing.assert_allclose([row, column], [240 - 0.5 / 1.1 * 240, 240], atol=2)
+
+
+def test_sounds_are_wav_files_with_their_rate_and_have_players():
+    sounds = np.array([[1, -2, 32_767], [-32_768, 5, 6]], np.int16)
+    suffix, content = report.encode(report.in_turn(sounds, 1_000, gap=0.002))
+    assert suffix == ".wav"
+    with wave.open(io.BytesIO(content)) as file:
+        assert (file.getframerate(), file.getnchannels(), file.getsampwidth()) == (1_000, 1, 2)
+        found = np.frombuffer(file.readframes(99), "<i2")
+    np.testing.assert_array_equal(found, [1, -2, 32_767, 0, 0, -32_768, 5, 6, 0, 0])
+    page = report.page(title="", command="", figures={}, exhibits={"it": (suffix, content)}, rows=[], facts={})
+    player = f'<audio controls src="data:audio/wav;base64,{base64.b64encode(content).decode()}"></audio>'
+    assert player in page
+
+
+def test_spectrograms_have_time_to_the_right_and_pitch_upwards():
+    levels = np.zeros((1, 3, 5))
+    levels[0, 2, 4] = 1  # the last frame's highest bin
+    picture = report.spectrograms(levels)
+    assert picture.shape == (5, 3, 3)
+    assert np.unravel_index(picture.sum(-1).argmax(), (5, 3)) == (0, 2)

@@ -96,7 +96,7 @@ def frequency(pitch: str) -> float:
 
 
 def _notes(rate: int, length: int, joint: bool, notice: str | None) -> Dataset:
-    """160 of each pitch to train on, 10 to test on; half of each are soft. Always the same ones."""
+    """160 of each pitch to train on, 10 to test on; half of them are soft. Always the same ones."""
     rng = np.random.default_rng(0)
 
     def split(each: int) -> Arrays:

@@ -2,8 +2,10 @@
 
 import numpy as np
 
+THRESHOLD = 0.1  # the paper's
 
-def pitch(sounds: np.ndarray, rate: int, *, low: float = 60.0, high: float = 1_000.0, threshold: float = 0.15):
+
+def pitch(sounds: np.ndarray, rate: int, *, low: float = 60.0, high: float = 1_000.0, most: float = 0.5) -> np.ndarray:
     """YIN (de Cheveigné & Kawahara 2002): hertz [N] of sounds [N, T]; NaN where more than half a sound has no pitch.
 
     The median over frames of two of the longest periods each, silent ones left out.
@@ -13,7 +15,7 @@ def pitch(sounds: np.ndarray, rate: int, *, low: float = 60.0, high: float = 1_0
       rate: samples per second.
       low: hertz, from which on a pitch is looked for.
       high: hertz, up to which it is.
-      threshold: how unlike the next a period may be, from 0 (no pitch but of a perfect period) to 1.
+      most: how unlike the next a period may be, 0 being equal and 1 unrelated, before it is none.
     """
     x = np.asarray(sounds, np.float64)
     longest, shortest = int(np.ceil(rate / low)), max(2, int(rate / high))
@@ -36,15 +38,19 @@ def pitch(sounds: np.ndarray, rate: int, *, low: float = 60.0, high: float = 1_0
     mean = difference[..., 1:].cumsum(-1) / lags
     normal = np.concatenate([np.ones((*mean.shape[:2], 1)), difference[..., 1:] / np.maximum(mean, 1e-12)], axis=-1)
 
-    # The first lag that is a minimum below the threshold, and between the lags where a parabola has its minimum.
+    # The first minimum below the threshold, or else the lowest one; and between lags where a parabola has its minimum.
     inner = normal[..., 1:-1]
-    dip = (inner < threshold) & (inner <= normal[..., :-2]) & (inner < normal[..., 2:])
+    dip = (inner <= normal[..., :-2]) & (inner < normal[..., 2:])
     dip[..., : shortest - 1] = False
-    lag = dip.argmax(-1) + 1
+    depth = np.where(dip, inner, np.inf)
+    deep = depth < THRESHOLD
+    lag = np.where(deep.any(-1), deep.argmax(-1), depth.argmin(-1))
+    clear = np.take_along_axis(depth, lag[..., None], -1)[..., 0] < most
+    lag = lag + 1
     left, middle, right = (np.take_along_axis(difference, lag[..., None] + i, -1)[..., 0] for i in (-1, 0, 1))
     curve = left - 2 * middle + right
     lag = lag + np.where(curve > 0, (left - right) / (2 * np.where(curve > 0, curve, 1)), 0)
-    hertz = np.where(dip.any(-1), rate / lag, np.nan)
+    hertz = np.where(clear, rate / lag, np.nan)
 
     silent = energy[..., 0] <= 1e-6 * energy[..., 0].max(-1, keepdims=True)
     unclear = (np.isnan(hertz) & ~silent).sum(-1) * 2 > (~silent).sum(-1)
