@@ -17,9 +17,10 @@ from jaxgen import config as flags
 from jaxgen import log
 from jaxgen.data.source import Dataset, Spec
 from jaxgen.errors import UserError
+from jaxgen.evaluate import Estimate
 from jaxgen.run import run
 
-SPEC = Spec("noise", {"audio": ((256,), "int16"), "label": ((), "int32")}, classes=tuple("ab"))
+SPEC = Spec("noise", {"audio": ((24,), "int16"), "label": ((), "int32")}, classes=tuple("ab"))
 WAVENETS = {
     "wavenet": wavenet_audio.ModelConfig(dilations=3, first_kernel=4, width=4, skip=8),
     "mixture": wavenet_audio.ModelConfig(dilations=3, first_kernel=4, width=4, skip=8, components=2),
@@ -63,31 +64,22 @@ def short(module, tmp_path, model, **options):
         steps=20,
         batch_size=8,
         model=model,
+        optimizer=flags.OptimizerConfig(learning_rate=1e-2),
         run=flags.RunConfig(log_every=10, evaluate_every=20, checkpoint_every=20, chunk=5),
         evaluate=module.EvaluateConfig(num_samples=4),
         **options,
     )
 
 
-def conforms(module, config, monkeypatch, length, **options):
-    spec = replace(SPEC, entries=SPEC.entries | {"audio": ((length,), "int16")})
-    sounds = some_sounds(8, length)
-    batch = {"audio": jnp.asarray(sounds["audio"]), "label": jnp.arange(8, dtype=jnp.int32) % 2}
+def test_wavenet_conforms(tmp_path, monkeypatch):
+    config = short(wavenet_audio, tmp_path, WAVENETS["wavenet"])
+    batch = {"audio": jnp.asarray(some_sounds(8, 24)["audio"]), "label": jnp.arange(8, dtype=jnp.int32) % 2}
 
     def make(optimizer: optax.GradientTransformation):
         monkeypatch.setattr(flags.OptimizerConfig, "build", lambda self, steps: optimizer)
-        return module.build(config, spec).model
+        return wavenet_audio.build(config, SPEC).model
 
-    check_model(make, batch, "audio", **options)
-
-
-def test_wavenet_conforms(tmp_path, monkeypatch):
-    conforms(wavenet_audio, short(wavenet_audio, tmp_path, WAVENETS["wavenet"]), monkeypatch, 24)
-
-
-def test_vae_conforms(tmp_path, monkeypatch):
-    model = vae_audio.ModelConfig(latents=2, channels=(4,), hidden=8, size=32, hop=16, bins=5, warmup_steps=0)
-    conforms(vae_audio, short(vae_audio, tmp_path, model), monkeypatch, 64)
+    check_model(make, batch, "audio")
 
 
 def read(content):
@@ -103,7 +95,7 @@ def test_a_run_can_be_heard_and_seen(sounds, tmp_path, capsys):
     assert f"python -m jaxgen sample {config.workdir} --num 64 --out sounds.wav" in capsys.readouterr().out
     figures = next(row["figures"] for row in log.read(config.workdir) if "figures" in row)
     bits, share, real = figures.values()
-    assert 0 < bits[0] < 8
+    assert 0 < bits[0] < 8  # what noise of all levels has
     assert real[0] == 100  # the meter is right
     assert 0 <= share[0] <= 100
     assert all("8-bit mu-law at 8000 Hz" in name or "within 50 cents" in name for name in figures)
@@ -131,15 +123,19 @@ def test_a_run_can_be_heard_and_seen(sounds, tmp_path, capsys):
     commands.main(["sample", folder, "--num", "10", "--out", str(out)])
     np.testing.assert_array_equal(read(out.read_bytes())[: len(first)], first)
     commands.main(["evaluate", folder, "--num-samples", "2"])
-    assert f"{bits[0]:.2f}" in capsys.readouterr().out
+    assert str(Estimate(*bits)) in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("kind", ["mixture", "gru"])
-def test_other_networks_by_flag(sounds, tmp_path, kind):
-    config = short(wavenet_audio, tmp_path, WAVENETS[kind])
-    train(wavenet_audio, config)
-    figures = next(row["figures"] for row in log.read(config.workdir) if "figures" in row)
-    assert 0 < next(iter(figures.values()))[0] < 9
+@pytest.mark.parametrize(("kind", "numbers"), [("mixture", 2 * 3), ("gru", 256)])
+def test_other_networks_by_flag(sounds, tmp_path, kind, numbers):
+    """Their shapes alone: what they compute is tested elsewhere, and compiling it takes long."""
+    experiment = wavenet_audio.build(short(wavenet_audio, tmp_path, WAVENETS[kind]), sounds.spec)
+    model, key = experiment.model, jax.random.key(0)
+    params = jax.eval_shape(model.init, key, sounds.train)
+    assert params["network"]["output"]["kernel"].shape == (8, numbers)
+    samples = jax.eval_shape(lambda params: model.sample(params, key, 3, np.arange(3)), params)
+    assert (samples.shape, samples.dtype) == ((3, 512), jnp.int16)
+    assert experiment.title == {"mixture": "WaveNet", "gru": "Recurrent network"}[kind]
 
 
 def test_bits_are_of_what_is_the_recordings_own(sounds, tmp_path):
@@ -181,7 +177,7 @@ def test_a_vae_is_heard_too(sounds, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"sample": wavenet_audio.SampleConfig(label=30)}, "--label 30: expected 0 to 24"),
+        ({"sample": wavenet_audio.SampleConfig(label=30)}, "--label 30: expected 0 to 12"),
         ({"sample": wavenet_audio.SampleConfig(temperature=-1.0)}, "temperature -1"),
         ({"sample": wavenet_audio.SampleConfig(seconds=0.0)}, "--seconds 0"),
         (
