@@ -56,6 +56,9 @@ class GRU(nn.Module):
         outputs, cache = self.whole(tokens, condition)
         return outputs[:, -1], cache
 
+    def unstacked(self, params: dict) -> dict:
+        return params
+
     def extend(self, token: Array, cache: Cache) -> tuple[Array, Cache]:
         """One more token [B, ...] -> output [B, K] of the one after it, and the cache with it."""
         state, h = self.step(cache.state, self.first(self.scale(token[:, None])[:, 0]) + cache.shift)

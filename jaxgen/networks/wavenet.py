@@ -92,6 +92,9 @@ class WaveNet(nn.Module):
         recent = jnp.pad(x, ((0, 0), (self.first_kernel, 0)))[:, -self.first_kernel :]
         return outputs[:, -1], Cache(jnp.asarray(read, jnp.int32), recent, tuple(past), shift)
 
+    def unstacked(self, params: dict) -> dict:
+        return params
+
     def extend(self, token: Array, cache: Cache) -> tuple[Array, Cache]:
         """One more token [B, ...] -> output [B, K] of the one after it, and the cache with it."""
         position, shift = cache.position, cache.shift
