@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import jax
 import numpy as np
@@ -71,9 +72,12 @@ def judged(
 def tuned(sounds: np.ndarray, labels: np.ndarray, arrays: Arrays, spec: Spec, rate: int) -> Figures:
     """Share of notes whose pitch is less than 50 cents from that of their label; and, of real ones, what YIN makes."""
     asked = np.array([frequency(name) for name in spec.classes])
+    low = asked.min() / 2
+    if sounds.shape[1] < 4 * rate / low:
+        return {}  # too short to tell
 
     def share(sounds: np.ndarray, labels: np.ndarray) -> Estimate:
-        return estimate(100.0 * in_tune(pitch(sounds, rate), asked[labels]))
+        return estimate(100.0 * in_tune(pitch(sounds, rate, low=low), asked[labels]))
 
     count = len(arrays["audio"])
     return {
@@ -105,6 +109,9 @@ def levels(sounds: np.ndarray, rate: int) -> np.ndarray:
     """int16 [N, T] -> loudness [N, frames, bins] in [0, 1], in frames of about 30 ms."""
     size = 2 ** round(np.log2(0.03 * rate))
     scale = Scale(rate, size=size, hop=size // 2)
-    some = jax.jit(lambda x: log_mel(to_wave(x), scale))
-    parts = [np.asarray(some(sounds[i : i + 500])) for i in range(0, len(sounds), 500)]
-    return np.concatenate(parts)
+    return np.concatenate([_levels(sounds[i : i + 500], scale) for i in range(0, len(sounds), 500)])
+
+
+@partial(jax.jit, static_argnames="scale")
+def _levels(sounds: jax.Array, scale: Scale) -> jax.Array:
+    return log_mel(to_wave(sounds), scale)

@@ -183,7 +183,7 @@ def experiment(model: Autoregressive, config: Config, spec: Spec, conditional: b
 
     def validate(params, arrays, key):
         """Over the whole split, in nats per sample of the recordings."""
-        means = evaluate(model.evaluate, params, arrays, key, batch_size=50)
+        means = evaluate(model.evaluate, params, arrays, key, batch_size=20)
         share = means["share"].mean
         return {"loss": Estimate(means["loss"].mean / share, means["loss"].error / share)}
 

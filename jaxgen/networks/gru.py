@@ -74,9 +74,8 @@ class GRU(nn.Module):
         state = (jnp.zeros((rows, self.width), dtype),) * self.layers
         scan = nn.scan(GRU.step, variable_broadcast="params", split_rngs={"params": False}, in_axes=1, out_axes=1)
         state, h = scan(self, state, x)
-        return self.output(h.reshape(rows * length, -1)).reshape(rows, length, -1).astype(jnp.float32), Cache(
-            state, shift
-        )
+        outputs = self.output(h.reshape(rows * length, -1)).reshape(rows, length, -1)
+        return outputs.astype(jnp.float32), Cache(state, shift)
 
     def step(self, state: tuple[Array, ...], x: Array) -> tuple[tuple[Array, ...], Array]:
         """One input [B, width] through all layers."""
