@@ -7,6 +7,7 @@ import io
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -189,14 +190,14 @@ def _tfds(name: str, folder: Path, image_size: int | None) -> Dataset:
     def read(split: str) -> Arrays:
         label = []
 
-        def examples() -> Iterator[tuple[str, np.ndarray]]:
-            for i, example in enumerate(_examples(builder, split)):
+        def pictures() -> Iterator[tuple[str, np.ndarray]]:
+            for i, example in enumerate(examples(builder, split)):
                 if classes:
                     label.append(example["label"].int64_list.value[0])
                 yield f"example {i} of {name} ({split})", decode(example[image_key].bytes_list.value[0])
 
         try:
-            image = _stack(examples())
+            image = _stack(pictures())
         except UserError:
             raise
         except Exception as error:
@@ -221,7 +222,7 @@ def _tfds(name: str, folder: Path, image_size: int | None) -> Dataset:
     )
 
 
-def _examples(builder, split: str) -> Iterator:
+def examples(builder: Any, split: str) -> Iterator:
     """The features of each example of a split, undecoded: 10 times faster than TFDS's own way through them."""
     import tensorflow_datasets as tfds
     from tensorflow_datasets.proto import tf_example_pb2

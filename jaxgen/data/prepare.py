@@ -23,7 +23,7 @@ import urllib.request
 import wave
 import zlib
 from collections.abc import Callable, Iterator
-from functools import partial
+from functools import lru_cache, partial
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -138,6 +138,26 @@ def _sum_of_members(archive: bytes) -> str:
     return _sum(b"".join(name.encode() + hashlib.sha256(content).digest() for name, content in members))
 
 
+def _molecule_features() -> dict[str, Any]:
+    import tensorflow_datasets as tfds
+
+    return {"smiles": tfds.features.Text(), "properties": tfds.features.Tensor(shape=(4,), dtype=np.float32)}
+
+
+def _molecules(split: str, contents: bytes) -> Iterator[Example]:
+    """Those of one SMILES a line, or of a table, that belong to the split, with their computed properties."""
+    table = _described(contents)
+    for key in np.flatnonzero(table.is_test == (split == "test")).tolist():
+        yield key, {"smiles": table.smiles[key], "properties": table.properties[key].astype(np.float32)}
+
+
+@lru_cache(maxsize=1)  # both splits are of the same file
+def _described(contents: bytes) -> Any:
+    from jaxgen.data.molecules import described
+
+    return described(contents)
+
+
 _IDX_SPLITS = {
     "train": ("train-images-idx3-ubyte.gz", "train-labels-idx1-ubyte.gz"),
     "test": ("t10k-images-idx3-ubyte.gz", "t10k-labels-idx1-ubyte.gz"),
@@ -233,9 +253,32 @@ RAW_AUDIO = {  # sounds
     ),
 }
 
+RAW_MOLECULES = {  # molecules; no data sets of TFDS's: versions are ours
+    "qm9": Raw(
+        version="1.0.0",
+        url="https://raw.githubusercontent.com/sancar17/IDP-Inverse-Design-for-Molecules/main/data/",
+        splits={"train": ("qm9_smiles.txt",), "test": ("qm9_smiles.txt",)},
+        sha256={"qm9_smiles.txt": "7bf1716051c3892501f8112ebbb5dc56f11538cf3401cbe3e5d1219eae59eece"},
+        credit="119,399 molecules of QM9, Ramakrishnan et al. 2014, https://doi.org/10.1038/sdata.2014.22, as SMILES "
+        "of https://github.com/sancar17/IDP-Inverse-Design-for-Molecules (no licence stated)",
+        features=_molecule_features,
+        examples=_molecules,
+    ),
+    "zinc250k": Raw(
+        version="1.0.0",
+        url="https://raw.githubusercontent.com/wenhao-gao/mol_opt/main/data/",
+        splits={"train": ("zinc250k.csv",), "test": ("zinc250k.csv",)},
+        sha256={"zinc250k.csv": "e283df076070233765ab0ad424181dcebec5c545fd69075de24e019c93e58f19"},
+        credit="249,455 molecules of ZINC, Irwin et al. 2012, https://doi.org/10.1021/ci3001277, in the choice of "
+        "Gomez-Bombarelli et al. 2018, as SMILES of https://github.com/wenhao-gao/mol_opt (MIT)",
+        features=_molecule_features,
+        examples=_molecules,
+    ),
+}
+
 
 def _raw(name: str) -> Raw:
-    known = RAW | RAW_TEXT | RAW_AUDIO
+    known = RAW | RAW_TEXT | RAW_AUDIO | RAW_MOLECULES
     if name not in known:
         raise UserError(f"cannot prepare {name!r} from raw files: expected one of {', '.join(known)}")
     return known[name]
@@ -287,7 +330,7 @@ def fetch(name: str, data_dir: str | Path | None = None) -> Path:
     """The folder of a data set, which is downloaded and prepared where it is not yet.
 
     Args:
-      name: a name of `RAW`, `RAW_TEXT` or `RAW_AUDIO`.
+      name: a name of `RAW`, `RAW_TEXT`, `RAW_AUDIO` or `RAW_MOLECULES`.
       data_dir: see `data_folder`.
 
     Raises:
@@ -311,7 +354,7 @@ def prepare(name: str, *, raw_dir: str | Path, data_dir: str | Path | None = Non
     """Write the TFDS data set `name` (ArrayRecord files) from its raw files, all of which are verified first.
 
     Args:
-      name: a name of `RAW`, `RAW_TEXT` or `RAW_AUDIO`.
+      name: a name of `RAW`, `RAW_TEXT`, `RAW_AUDIO` or `RAW_MOLECULES`.
       raw_dir: holds the files named there, an `.amat` file perhaps as `.amat.gz`.
       data_dir: see `data_folder`.
 
@@ -401,7 +444,7 @@ def download(name: str, into: str | Path, *, timeout: float = 4.0) -> None:
     """Fetch the raw files of data set `name` into a folder of its own; files that are there and right are kept.
 
     Args:
-      name: a name of `RAW`, `RAW_TEXT` or `RAW_AUDIO`.
+      name: a name of `RAW`, `RAW_TEXT`, `RAW_AUDIO` or `RAW_MOLECULES`.
       into: the folder, made when the first file arrives. A file gets its name only when it is whole and verified.
       timeout: seconds to wait for a server's answer, name resolution included, and for each piece of a file.
 

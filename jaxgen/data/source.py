@@ -6,7 +6,7 @@ times faster than a pipeline that handles one example at a time.
 """
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 
 import numpy as np
@@ -26,6 +26,8 @@ class Spec:
     binarization: str = "none"  # that was really done, or is to be
     digest: str = ""  # of all splits: the same data, the same digest
     vocabulary: str = ""  # of texts: what jaxgen.data.vocabulary.vocabulary rebuilds it from
+    # Of the columns of the entry "properties": the mean and standard deviation with which they were standardised.
+    properties: dict[str, tuple[float, float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,7 @@ class Dataset:
     source: str = ""  # where it comes from and its licence, one line
     binarization: str = "none"  # "fixed" when the pixels are 0 or 255, "dynamic" when the training step is to draw them
     vocabulary: str = ""  # of texts: what their tokens mean, for jaxgen.data.vocabulary.vocabulary
+    properties: dict[str, tuple[float, float]] = field(default_factory=dict)  # see Spec
 
     def __len__(self) -> int:
         """Number of training examples."""
@@ -56,7 +59,13 @@ class Dataset:
                     digest.update(np.ascontiguousarray(part))
         digest.update(self.vocabulary.encode())  # the same tokens may stand for another text
         return Spec(
-            self.name, entries, self.classes, self.binarization, digest.hexdigest()[:16], vocabulary=self.vocabulary
+            self.name,
+            entries,
+            self.classes,
+            self.binarization,
+            digest.hexdigest()[:16],
+            vocabulary=self.vocabulary,
+            properties=self.properties,
         )
 
 

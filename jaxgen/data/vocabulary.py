@@ -1,4 +1,4 @@
-"""Texts to tokens and back, over characters, bytes or byte pairs.
+"""Texts to tokens and back, over characters, bytes or byte pairs; molecules, over the parts of SMILES or SELFIES.
 
 A vocabulary is made once, as a string that lies in the run folder's config.json, and rebuilt from it by `vocabulary`:
 what was trained can write text without its data.
@@ -6,7 +6,8 @@ what was trained can write text without its data.
 
 import codecs
 import json
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from types import ModuleType
@@ -17,6 +18,9 @@ import numpy as np
 from jaxgen.errors import UserError
 
 MOST = 65_536  # tokens: what uint16 can count
+START, STOP = 0, 1  # of a molecule: tokens that say where it begins and ends, and stand for no text
+# Schwaller et al. 2019 (Molecular Transformer), section 2.1: an atom, a bond, a branch, the number of a ring.
+SMILES = re.compile(r"\[[^\]]+\]|Br|Cl|[BCNOPSFIbcnops]|[()=#+\-\\/:~.@?<>*$]|%[0-9]{2}|[0-9]")
 
 
 @dataclass(frozen=True)
@@ -26,6 +30,7 @@ class Vocabulary:
     name: str  # for reports, e.g. "65 characters"
     pieces: tuple[bytes, ...]  # the UTF-8 of each token; it may be a part of a character
     encode: Callable[[str], np.ndarray]  # text -> tokens [T], uint8 up to 256 of them, uint16 above
+    translate: Callable[[str], str] = str  # what the pieces say -> the text
 
     @property
     def size(self) -> int:
@@ -33,7 +38,7 @@ class Vocabulary:
 
     def decode(self, tokens: Sequence[int]) -> str:
         """The text of some tokens, U+FFFD where they are not UTF-8."""
-        return self.decoder()(tokens, final=True)
+        return self.translate(self.decoder()(tokens, final=True))
 
     def decoder(self) -> Callable[..., str]:
         """A function from the next tokens of a text to what they make certain: half a character waits for its rest.
@@ -90,8 +95,34 @@ def bpe(training_text: str, size: int) -> str:
     return json.dumps({"kind": "bpe", "merges": json.loads(tokenizer.to_str())["model"]["merges"]})
 
 
+def molecular(representation: str, pieces: Iterable[str]) -> str:
+    """The vocabulary of some pieces of "smiles" or "selfies", after START and STOP, for `vocabulary`.
+
+    What it encodes and decodes is SMILES in either case.
+    """
+    return json.dumps({"kind": representation, "pieces": sorted(set(pieces))})
+
+
+def pieces_of(representation: str, one: str) -> list[str] | None:
+    """What a SMILES is made of: atoms, bonds, branches and rings, or the symbols of its SELFIES (Krenn et al. 2020).
+
+    None where it cannot be taken apart, as an atom with more bonds than SELFIES allows.
+
+    >>> pieces_of("smiles", "CCl")
+    ['C', 'Cl']
+    """
+    if representation == "smiles":
+        pieces = SMILES.findall(one)
+        return pieces if pieces and "".join(pieces) == one else None
+    selfies = _selfies()
+    try:
+        return list(selfies.split_selfies(selfies.encoder(one)))
+    except selfies.EncoderError:
+        return None
+
+
 def vocabulary(serialised: str) -> Vocabulary:
-    """The vocabulary that `characters`, `byte` or `bpe` made.
+    """The vocabulary that one of the functions above made.
 
     Its `encode` raises a UserError at a character that it does not have (bytes and byte pairs have all), and for byte
     pairs where the package tokenizers is not installed; decoding needs no package.
@@ -101,8 +132,8 @@ def vocabulary(serialised: str) -> Vocabulary:
     """
     try:
         record = json.loads(serialised)
-        kind = {"characters": _characters, "bytes": _bytes, "bpe": _bpe}[record["kind"]]
-        return kind(record)
+        kinds = {"characters": _characters, "bytes": _bytes, "bpe": _bpe, "smiles": _molecular, "selfies": _molecular}
+        return kinds[record["kind"]](record)
     except (ValueError, LookupError, TypeError) as error:
         raise UserError(
             f"{serialised[:60]!r} is no vocabulary ({type(error).__name__}: {error}): expected one as training writes "
@@ -162,6 +193,28 @@ def _bpe(record: dict) -> Vocabulary:
     return Vocabulary(f"BPE of {len(pieces):,}", pieces, encode)
 
 
+def _molecular(record: dict) -> Vocabulary:
+    known, representation = record["pieces"], record["kind"]
+    number = {piece: i for i, piece in enumerate(known, 2)}
+    dtype = np.uint8 if len(known) + 2 <= 256 else np.uint16
+    name = {"smiles": "SMILES", "selfies": "SELFIES"}[representation]
+
+    def encode(one: str) -> np.ndarray:
+        pieces = pieces_of(representation, one)
+        if pieces is None:
+            raise UserError(f"{one!r} cannot be written in {name}: expected a molecule such as CC(=O)Oc1ccccc1")
+        unknown = next((piece for piece in pieces if piece not in number), None)
+        if unknown is not None:
+            raise UserError(f"{unknown!r} of {one!r} is none of the {len(known)} pieces that were trained on")
+        return np.array([number[piece] for piece in pieces], dtype)
+
+    def translate(symbols: str) -> str:
+        return _selfies().decoder(symbols)
+
+    every = (b"", b"", *(piece.encode() for piece in known))
+    return Vocabulary(f"{len(every)} tokens of {name}", every, encode, str if name == "SMILES" else translate)
+
+
 def _byte_level(model: Any) -> Any:
     """A tokenizer that splits text into words as GPT-2 does, and gives their bytes to the model."""
     tokenizers = _tokenizers()
@@ -199,3 +252,14 @@ def _tokenizers() -> ModuleType:
             "--data.vocabulary characters or bytes"
         ) from error
     return tokenizers
+
+
+def _selfies() -> ModuleType:
+    try:
+        import selfies
+    except ImportError as error:
+        raise UserError(
+            f"SELFIES need the package selfies ({error}): pip install 'jaxgen[molecules]', or choose "
+            "--data.representation smiles"
+        ) from error
+    return selfies

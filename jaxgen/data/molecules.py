@@ -1,0 +1,312 @@
+"""Molecules by name, as tokens in memory: QM9, ZINC-250k, those that lie inside RDKit, files of yours."""
+
+import csv
+import difflib
+import gzip
+import hashlib
+import io
+import sys
+import zlib
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+
+from jaxgen.data.images import examples
+from jaxgen.data.prepare import RAW_MOLECULES, UnavailableError, fetch
+from jaxgen.data.source import Arrays, Dataset
+from jaxgen.data.vocabulary import START, STOP, Vocabulary, molecular, pieces_of, vocabulary
+from jaxgen.errors import UserError
+from jaxgen.files import write_atomically
+from jaxgen.metrics.molecules import PROPERTIES, canonical, properties, rdkit
+
+NAMES = ("qm9", "zinc250k", "nci")
+VERSION = 1  # of what is kept of a file; another one is computed anew
+
+
+@dataclass(frozen=True)
+class Table:
+    """What is known of the molecules of a file, each of them once.
+
+    Attributes:
+      smiles: RDKit's spellings, [N].
+      properties: float64 [N, 4], see `jaxgen.metrics.molecules.properties`.
+      lines: how many the file has, empty ones not counted.
+      broken: 1-based numbers of those that are no molecules.
+    """
+
+    smiles: tuple[str, ...]
+    properties: np.ndarray
+    lines: int
+    broken: tuple[int, ...]
+
+    @property
+    def is_test(self) -> np.ndarray:
+        """Bool [N]: a tenth, by the hash of each molecule, so that it stays where it is when others come."""
+        hashes = (hashlib.sha256(one.encode()).digest()[:4] for one in self.smiles)
+        draws = np.array([int.from_bytes(some) / 2**32 for some in hashes])
+        chosen = draws < 0.1
+        chosen[draws.argmin()], chosen[draws.argmax()] = True, False  # at least one in each split
+        return chosen
+
+
+def load_molecules(
+    name: str,
+    *,
+    data_dir: str | Path | None = None,
+    strict: bool = False,
+    representation: str = "smiles",
+    spellings: int = 0,
+    longest: int | None = None,
+) -> Dataset:
+    """Load molecules; `nci` with a notice where a downloadable data set cannot be had.
+
+    Entries are {"tokens": [N, T], "length": int32 [N], "properties": float32 [N, 4]}. Tokens begin with START and end
+    with STOP, which also fills them up; `length` counts both. Properties are those of `metrics.molecules.PROPERTIES`,
+    less their means and divided by their standard deviations over the training molecules, which the data set's
+    `properties` keeps. A tenth of the molecules is for testing, chosen by their hashes.
+
+    Args:
+      name: `qm9` or `zinc250k` (downloaded and prepared when they are not yet), `nci` (the first 5,000 of the National
+        Cancer Institute's, which lie inside RDKit), or `smiles:PATH` (a SMILES a line, alone or first of what stands
+        there, or a table of comma-separated values with a column "smiles"; gzipped if so named).
+      data_dir: folder of TFDS's prepared data sets; None: TFDS's default.
+      strict: a UserError instead of falling back to `nci`.
+      representation: "smiles", RDKit's own spelling, or "selfies", of which none is invalid.
+      spellings: other SMILES of each training molecule, drawn at random, that are trained on too (Bjerrum 2017); they
+        come after the canonical ones.
+      longest: leave out molecules of more tokens than so many.
+
+    Raises:
+      UserError: unknown or unreadable data set, more than half of its lines are no molecules, fewer than two are left;
+        RDKit or selfies is not installed.
+    """
+    rdkit()
+    if representation not in ("smiles", "selfies"):
+        raise UserError(f"unknown --data.representation {representation!r}: expected smiles or selfies")
+    if spellings < 0 or (longest is not None and longest < 1):
+        raise UserError(f"--data.spellings {spellings}, --data.longest {longest}: expected at least 0 and 1")
+
+    notice = None
+    if name in RAW_MOLECULES:
+        try:
+            splits, source = _prepared(name, fetch(name, data_dir)), RAW_MOLECULES[name].credit
+        except UnavailableError as error:
+            if strict:
+                raise UserError(f"{error}; --data.strict forbids training on nci instead") from error
+            notice = f"using nci, 5,000 molecules inside RDKit, instead of {name}: {error} (--data.strict: an error)"
+            name = "nci"
+            splits, source, _ = _nci()
+    elif name == "nci":
+        splits, source, _ = _nci()
+    elif name.startswith("smiles:"):
+        splits, source, notice = _file(name)
+    else:
+        close = difflib.get_close_matches(name, NAMES)
+        raise UserError(
+            f"unknown molecules {name!r}"
+            + (f", did you mean {' or '.join(close)}?" if close else ":")
+            + f" Expected {', '.join(NAMES)}, or smiles:PATH for a file of SMILES"
+        )
+
+    texts = [_spelled(smiles, spellings if i == 0 else 0) for i, (smiles, _) in enumerate(splits)]
+    taken = [[_taken_apart(row, representation, longest) for row in rows] for rows in texts]
+    kept = [np.array([row is not None for row in rows], bool) for rows in taken]
+    counts = [some.sum() for some in kept]
+    if min(counts) < 1:
+        raise UserError(
+            f"{name}: {counts[0]} molecules to train on and {counts[1]} to test on are left, expected at least one of "
+            "each: give more molecules, or a larger --data.longest"
+        )
+    left_out = sum(map(len, kept)) - sum(counts)
+    if left_out:
+        source += f"; without {left_out:,} molecules" + (f" of more than {longest} tokens" if longest else "")
+    spelled = [[row for row in rows if row] for rows in taken]
+    values = [split[1][some] for split, some in zip(splits, kept, strict=True)]
+    mean, std = values[0].mean(0), values[0].std(0)
+    std = np.where(std > 1e-6, std, 1.0)  # where all are alike
+    every = [pieces for rows in spelled for row in rows for pieces in row]
+    serialised = molecular(representation, {piece for pieces in every for piece in pieces})
+    number = {piece.decode(): token for token, piece in enumerate(vocabulary(serialised).pieces)}
+    arrays = [
+        _arrays(rows, (value - mean) / std, number, max(map(len, every)) + 2)
+        for rows, value in zip(spelled, values, strict=True)
+    ]
+    return Dataset(
+        name=name,
+        train=arrays[0],
+        test=arrays[1],
+        notice=notice,
+        source=source,
+        vocabulary=serialised,
+        properties={name: (float(m), float(s)) for name, m, s in zip(PROPERTIES, mean, std, strict=True)},
+    )
+
+
+def to_smiles(tokens: np.ndarray, words: Vocabulary) -> list[str]:
+    """[N, T] -> SMILES as they were written; empty for a molecule that does not end."""
+    ends = (np.asarray(tokens) == STOP).argmax(1)  # 0 where there is none
+    return [words.decode(row[:end]) if end else "" for row, end in zip(np.asarray(tokens), ends, strict=True)]
+
+
+def known(arrays: Arrays, words: Vocabulary, spellings: int = 0) -> frozenset[str]:
+    """The canonical SMILES of training molecules, of which there are as many other spellings."""
+    written = to_smiles(arrays["tokens"][: len(arrays["tokens"]) // (spellings + 1)], words)
+    is_canonical = words.translate is str  # SELFIES come back as another spelling
+    return frozenset(written if is_canonical else filter(None, canonical(written)))
+
+
+Split = tuple[Sequence[str], np.ndarray]  # canonical SMILES, and properties float64 [N, 4]
+
+
+def _spelled(smiles: Sequence[str], spellings: int) -> list[list[str]]:
+    """Each molecule's SMILES, and as many random ones."""
+    rows = [[one] for one in smiles]
+    if spellings:
+        chem = rdkit().Chem
+        for one, row in zip(smiles, rows, strict=True):
+            row += chem.MolToRandomSmilesVect(chem.MolFromSmiles(one), spellings, 1)
+    return rows
+
+
+def _taken_apart(row: list[str], representation: str, longest: int | None) -> list[list[str]] | None:
+    """The pieces of each spelling of a molecule; None where one of them has none, or too many."""
+    found = [pieces_of(representation, one) for one in row]
+    return found if all(found) and (longest is None or max(map(len, found)) <= longest) else None
+
+
+def _arrays(rows: Sequence[list[list[str]]], values: np.ndarray, number: dict[str, int], width: int) -> Arrays:
+    """The first spellings of all molecules, then the second ones, and so on."""
+    every = [pieces for spelled in zip(*rows, strict=True) for pieces in spelled]
+    tokens = np.full((len(every), width), STOP, np.uint8 if max(number.values()) < 256 else np.uint16)
+    for row, pieces in zip(tokens, every, strict=True):
+        row[0], row[1 : len(pieces) + 1] = START, [number[piece] for piece in pieces]
+    return {
+        "tokens": tokens,
+        "length": np.array([len(pieces) + 2 for pieces in every], np.int32),
+        "properties": np.tile(values, (len(rows[0]), 1)).astype(np.float32),
+    }
+
+
+# Where molecules come from --------------------------------------------------------------------------------------------
+
+
+def _prepared(name: str, folder: Path) -> list[Split]:
+    import tensorflow_datasets as tfds
+
+    def read(split: str) -> Split:
+        found = [
+            (example["smiles"].bytes_list.value[0].decode(), example["properties"].float_list.value)
+            for example in examples(builder, split)
+        ]
+        return [one for one, _ in found], np.array([values for _, values in found], np.float64)
+
+    try:
+        builder = tfds.builder_from_directory(folder)
+        return [read("train"), read("test")]
+    except Exception as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]  # TFDS adds a page of context
+        raise UserError(
+            f"{name} in {folder} cannot be read ({reason}): delete this folder and prepare the data set again"
+        ) from error
+
+
+def _nci() -> tuple[list[Split], str, None]:
+    from rdkit import RDConfig
+
+    path = Path(RDConfig.RDDataDir, "NCI", "first_5K.smi")
+    if not path.is_file():
+        raise UserError(f"nci lies inside RDKit, and this one has no {path}: install rdkit anew, or use smiles:PATH")
+    table = _kept(path.read_bytes())
+    source = f"{len(table.smiles):,} molecules of the National Cancer Institute's that RDKit carries (BSD-3-Clause)"
+    return _splits(table), source, None
+
+
+def _file(name: str) -> tuple[list[Split], str, str | None]:
+    """A file of the user's, and what is wrong with it, in a line."""
+    path = Path(name.removeprefix("smiles:")).expanduser()
+    try:
+        content = path.read_bytes()
+        content = gzip.decompress(content) if path.suffix == ".gz" else content
+    except FileNotFoundError:
+        raise UserError(f"{name}: there is no {path}; expected smiles:PATH with the path of a file") from None
+    except (OSError, EOFError, zlib.error) as error:
+        raise UserError(f"cannot read {path} ({error}): make it readable, or choose another file") from error
+    table = _kept(content)
+    broken, notice = len(table.broken), None
+    if 2 * broken > table.lines or len(table.smiles) < 2:
+        raise UserError(
+            f"{path}: {broken:,} of {table.lines:,} lines are no SMILES"
+            + (f", the first of them line {table.broken[0]}" if broken else "")
+            + ": expected one molecule a line, at least half of them valid and at least two different"
+        )
+    if broken:
+        some = ", ".join(map(str, table.broken[:5])) + (", ..." if broken > 5 else "")
+        notice = f"left out {broken:,} of {table.lines:,} lines of {path}, which are no SMILES: {some}"
+    return _splits(table), f"{len(table.smiles):,} molecules in {path.resolve()}", notice
+
+
+def _splits(table: Table) -> list[Split]:
+    is_test, smiles = table.is_test, np.array(table.smiles, object)
+    return [(smiles[some].tolist(), table.properties[some]) for some in (~is_test, is_test)]
+
+
+def described(content: bytes, *, quiet: bool = False) -> Table:
+    """The molecules of a file, one or a few milliseconds each."""
+    from tqdm import tqdm
+
+    lines = _first_fields(content)
+    spelled = canonical([text for _, text in lines])
+    first = {one: None for one in spelled if one}  # in the order of the file, each once
+    bar = tqdm(first, desc="properties", unit=" molecules", leave=False, disable=quiet or not sys.stderr.isatty())
+    values = np.concatenate([properties([one]) for one in bar]) if first else np.zeros((0, len(PROPERTIES)))
+    broken = tuple(number for (number, _), one in zip(lines, spelled, strict=True) if not one)
+    return Table(tuple(first), values, len(lines), broken)
+
+
+def _first_fields(content: bytes) -> list[tuple[int, str]]:
+    """(1-based number of the line, SMILES) of each line that is not empty; or of a table's column "smiles"."""
+    text = content.decode("utf-8-sig", "replace")
+    head = text.split("\n", 1)[0].lower().strip()
+    rows: Iterable[tuple[int, list[str]]]
+    column, delimiter = 0, "," if "," in head else None
+    names = [name.strip(' "') for name in head.split(delimiter)]
+    if "smiles" in names:
+        column, start = names.index("smiles"), 1
+    else:
+        start = 0
+    if delimiter:
+        reader = csv.reader(io.StringIO(text))
+        rows = ((reader.line_num, row) for row in reader)
+    else:
+        rows = enumerate((line.split() for line in text.splitlines()), 1)
+    filled = [(number, row) for number, row in rows if any(row)]
+    return [(number, row[column].strip() if column < len(row) else "") for number, row in filled[start:]]
+
+
+@lru_cache(maxsize=4)
+def _kept(content: bytes) -> Table:
+    """The same, computed once for every file and version of RDKit and then kept in the user's cache folder."""
+    import platformdirs
+
+    digest = hashlib.sha256(repr((VERSION, rdkit().__version__)).encode() + content).hexdigest()[:16]
+    path = Path(platformdirs.user_cache_dir("jaxgen"), "molecules", f"{digest}.npz")
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as found:
+            smiles = tuple(bytes(found["smiles"]).decode().split())
+            return Table(smiles, found["properties"], int(found["lines"]), tuple(found["broken"].tolist()))
+    except Exception:  # there is none, or it is damaged in one of many ways: it is computed anew
+        table = described(content)
+    kept, arrays = io.BytesIO(), {"lines": np.array(table.lines), "broken": np.array(table.broken, int)}
+    np.savez(
+        kept,
+        smiles=np.frombuffer("\n".join(table.smiles).encode(), np.uint8),
+        properties=table.properties,
+        **arrays,
+    )
+    with suppress(OSError):  # where the folder cannot be written, it is computed again another time
+        write_atomically(path, kept.getvalue())
+    return table
