@@ -30,7 +30,8 @@ class Sample:
     num: int | None = None
     """How many (default: 64, or 1 where samples are texts)."""
     out: Path | None = None
-    """The file to write (default: samples.png, or .wav; texts go to the terminal), or a folder for a file of each."""
+    """The file to write (default: samples.png, or .wav; texts and tables go to the terminal), or a folder for a file of
+    each."""
     seed: int = 0
     """The same seed gives the same samples."""
     member: int = 0
@@ -100,22 +101,30 @@ def sample(directory: Path, args: list[str]) -> None:
     num = own.num or (1 if experiment.stream else 64)
     samples = draw(experiment, params, key, num)
     if own.out is not None and not own.out.suffix:
-        each = (report.encode(experiment.render(samples[i : i + 1])) for i in range(num))
-        out = own.out
-        files = {out / f"{i:0{len(str(num))}d}{suffix}": content for i, (suffix, content) in enumerate(each, 1)}
+        names, shown = [f"{i:0{len(str(num))}d}" for i in range(1, num + 1)], [own.out]
+        each = ((name, encoded(experiment.render(samples[i : i + 1]))) for i, name in enumerate(names))
+        files = {own.out / f"{name}{suffix}": content for name, found in each for suffix, content in found.items()}
     else:
-        suffix, content = report.encode(experiment.render(samples))
-        if suffix == ".txt" and own.out is None:
-            print(content.decode())
+        found = encoded(experiment.render(samples))
+        first = next(iter(found))
+        if first in (".txt", ".csv") and own.out is None:
+            print(found[first].decode())
             return
-        out = own.out or Path(f"samples{suffix}")
-        files = {out: content}
-    try:
-        for path, content in files.items():
+        out = own.out or Path(f"samples{first}")
+        asked = out.suffix if out.suffix in found else first
+        files = {out if suffix == asked else out.with_suffix(suffix): content for suffix, content in found.items()}
+        shown = list(files)
+    for path, content in files.items():
+        try:
             write_atomically(path, content)
-    except OSError as error:
-        raise UserError(f"cannot write {out} ({error.strerror}): give another --out") from None
-    print(f"{num} sample{'s' if num > 1 else ''} of {directory} at step {step}: {out}")
+        except OSError as error:
+            raise UserError(f"cannot write {path} ({error.strerror}): give another --out") from None
+    print(f"{num} sample{'s' if num > 1 else ''} of {directory} at step {step}: {', '.join(map(str, shown))}")
+
+
+def encoded(rendered: report.Exhibit | list[report.Exhibit]) -> dict[str, bytes]:
+    """The files that samples become, by suffix."""
+    return dict(map(report.encode, rendered if isinstance(rendered, list) else [rendered]))
 
 
 def evaluate(directory: Path, args: list[str]) -> None:

@@ -9,6 +9,7 @@ import optax
 
 from jaxgen.data import Dataset, Spec, load_images
 from jaxgen.data.audio import load_audio
+from jaxgen.data.molecules import load_molecules
 from jaxgen.data.text import load_text
 from jaxgen.errors import UserError
 from jaxgen.types import PyTree
@@ -91,6 +92,31 @@ class AudioDataConfig(DataConfig):
             sample_rate=self.sample_rate,
             seconds=self.seconds,
             joint=self.joint,
+        )
+
+
+@dataclass(frozen=True)
+class MoleculeDataConfig(DataConfig):
+    """Which molecules."""
+
+    name: str = "nci"
+    """nci (5,000 that lie inside RDKit), qm9, zinc250k, or smiles:PATH for a file of yours."""
+    representation: Literal["smiles", "selfies"] = "smiles"
+    """How they are written; no SELFIES is invalid."""
+    spellings: int = 0
+    """Other SMILES of each training molecule, drawn at random, that are trained on too."""
+    longest: int | None = None
+    """Leave out molecules of more tokens than so many."""
+
+    def load(self) -> Dataset:
+        """The molecules, in memory."""
+        return load_molecules(
+            self.name,
+            data_dir=self.dir,
+            strict=self.strict,
+            representation=self.representation,
+            spellings=self.spellings,
+            longest=self.longest,
         )
 
 

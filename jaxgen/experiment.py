@@ -36,7 +36,7 @@ class Experiment(NamedTuple):
       measure: `(params, arrays, key, on_progress) ->` figures on all test examples, by default the means of
         `model.evaluate`; on_progress hears the share done.
       draw: `(params, key, n) ->` samples as stored, with the controls of `config.sample`; by default `model.sample`.
-      render: samples as stored -> one picture, uint8 [H, W, C], one text, or one sound.
+      render: samples as stored -> one exhibit, or a list of several, of which the first is the one to show.
       stream: `(params, key) ->` the pieces of one sample as they come; by default a sample comes whole.
       unit: what one example is.
       out: a name for a file of samples.
@@ -51,7 +51,7 @@ class Experiment(NamedTuple):
     warn: Callable[[Figures], list[str]] = lambda figures: []
     measure: Callable[[Params, Arrays, Key, Callable[[float], None]], Figures] | None = None
     draw: Callable[[Params, Key, int], jax.Array] | None = None
-    render: Callable[[np.ndarray], Exhibit] = grid
+    render: Callable[[np.ndarray], Exhibit | list[Exhibit]] = grid
     stream: Callable[[Params, Key], Iterator[str]] | None = None
     unit: str = "images"
     out: str = "grid.png"

@@ -1,10 +1,12 @@
 """Rows, pictures and sounds in, one self-contained HTML page out."""
 
 import base64
+import csv
 import io
 import math
 import wave
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -17,8 +19,16 @@ class Sound(NamedTuple):
     rate: int
 
 
-Exhibit = np.ndarray | str | Sound  # a picture, uint8 [H, W, C], a text, or a sound
-SUFFIXES = (".png", ".txt", ".wav")
+@dataclass(frozen=True)
+class Table:
+    """Rows of numbers and words under the names of their columns; a file of comma-separated values."""
+
+    columns: Sequence[str]
+    rows: Sequence[Sequence]
+
+
+Exhibit = np.ndarray | str | Sound | Table  # a picture is uint8 [H, W, C]
+SUFFIXES = (".png", ".txt", ".wav", ".csv")
 File = tuple[str, bytes]  # one of those suffixes, and what the file holds
 
 PAGE = """<!doctype html>
@@ -33,6 +43,7 @@ PAGE = """<!doctype html>
  table { border-collapse: collapse } td, th { text-align: left; padding: .2rem 1rem .2rem 0; vertical-align: top }
  tr + tr td { border-top: 1px solid #eee } .notice { background: #fff3cd; padding: .6rem .8rem; border-radius: 4px }
  figure { display: inline-block; width: 30%; min-width: 14rem; margin: 0 2% 1rem 0; vertical-align: top }
+ figure.wide { width: 98% } figure.wide img { image-rendering: auto }
  figcaption { color: #666 }
  img { image-rendering: pixelated; max-width: 100% } svg { max-width: 100%; height: auto } audio { width: 100% }
 </style>
@@ -43,9 +54,12 @@ PAGE = """<!doctype html>
 <h2>Figures</h2>
 <table>{% for name, value in figures.items() %}<tr><td>{{ name }}</td><td>{{ value }}</td></tr>{% endfor %}</table>
 <h2>Samples</h2>
-{% macro show(name, kind, content) %}{% if kind == ".txt" %}<h3>{{ name }}</h3><pre>{{ content.decode() }}</pre>\
-{% else %}<figure>{% if kind == ".wav" %}<audio controls src="data:audio/wav;base64,{{ base64(content) }}"></audio>\
-{% else %}<img alt="{{ name }}" src="data:image/png;base64,{{ base64(content) }}">{% endif %}\
+{% macro show(name, kind, content) %}{% if kind in (".txt", ".csv") %}<h3>{{ name }}</h3>\
+<pre>{{ content.decode() }}</pre>\
+{% elif kind == ".wav" %}<figure><audio controls src="data:audio/wav;base64,{{ base64(content) }}"></audio>\
+<figcaption>{{ name }}</figcaption></figure>\
+{% else %}<figure{% if width(content) > 640 %} class="wide"{% endif %}>\
+<img alt="{{ name }}" src="data:image/png;base64,{{ base64(content) }}">\
 <figcaption>{{ name }}</figcaption></figure>{% endif %}{% endmacro %}
 {% for name, file in exhibits.items() %}{{ show(name, *file) }}
 {% endfor %}
@@ -95,6 +109,7 @@ def page(
         exhibits=exhibits,
         earlier=earlier,
         base64=lambda content: base64.b64encode(content).decode(),
+        width=lambda png: int.from_bytes(png[16:20]),
         warnings=warnings,
         curves=jinja2.utils.markupsafe.Markup(curves(rows)),
         facts=facts,
@@ -106,6 +121,10 @@ def encode(exhibit: Exhibit) -> File:
     """The file that an exhibit becomes."""
     if isinstance(exhibit, str):
         return ".txt", exhibit.encode()
+    if isinstance(exhibit, Table):
+        text = io.StringIO()
+        csv.writer(text, lineterminator="\n").writerows([exhibit.columns, *exhibit.rows])
+        return ".csv", text.getvalue().encode()
     return (".wav", wav(exhibit)) if isinstance(exhibit, Sound) else (".png", png(exhibit))
 
 
@@ -196,6 +215,20 @@ def scatter(points: np.ndarray, behind: np.ndarray, *, size: int = 480) -> np.nd
     axes.set_axis_off()
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+
+
+def structures(smiles: Sequence[str], captions: Sequence[str] = (), *, columns: int = 6, size: int = 180) -> np.ndarray:
+    """Drawings of molecules, each over its caption, row by row -> one picture, uint8 [H, W, 3]."""
+    from PIL import Image
+    from rdkit import Chem
+    from rdkit.Chem.Draw import rdMolDraw2D
+
+    columns = max(1, min(columns, len(smiles)))
+    rows = max(1, math.ceil(len(smiles) / columns))
+    canvas = rdMolDraw2D.MolDraw2DCairo(columns * size, rows * size, size, size)
+    canvas.DrawMolecules([Chem.MolFromSmiles(one) for one in smiles], legends=list(captions) or [""] * len(smiles))
+    canvas.FinishDrawing()
+    return np.array(Image.open(io.BytesIO(canvas.GetDrawingText())).convert("RGB"))
 
 
 def png(picture: np.ndarray) -> bytes:

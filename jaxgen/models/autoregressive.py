@@ -151,11 +151,14 @@ class Condition(NamedTuple):
       entry: of the batch.
       size: K.
       encode: that entry as stored -> vectors [B, K].
+      hide: `(key, entry as stored) ->` the same without the parts that a training step is to do without, so that they
+        can be left out of what is asked for.
     """
 
     entry: str
     size: int
     encode: Callable[[Array], Array]
+    hide: Callable[[Key, Array], Array] | None = None
 
 
 class Prefix(NamedTuple):
@@ -266,6 +269,9 @@ def autoregressive(
         if condition is not None and condition_dropout:
             rows = len(batch[condition.entry])
             training["kept"] = jax.random.bernoulli(kept_key, 1 - condition_dropout, (rows,))
+        if condition is not None and condition.hide:
+            parts = condition.hide(jax.random.fold_in(kept_key, 1), batch[condition.entry])
+            batch = batch | {condition.entry: parts}
         value = evaluate(params, batch, observe_key, **training)["loss"].mean()
         return value, Aux({"loss": value})
 

@@ -1,0 +1,387 @@
+"""A Transformer that designs molecules: python -m experiments.transformer_molecules --data.name smiles:~/mine.smi
+
+It writes SMILES token by token, told any of log P, drug-likeness, synthetic accessibility and weight, or none of them;
+afterwards python -m jaxgen sample RUN --condition logP=2.5 QED=0.9 --out hits.csv.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cache
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxgen import config as flags
+from jaxgen.data import Dataset, Spec
+from jaxgen.data.molecules import known, to_smiles
+from jaxgen.data.vocabulary import START, STOP, Vocabulary, vocabulary
+from jaxgen.errors import UserError
+from jaxgen.evaluate import Estimate, estimate, evaluate
+from jaxgen.experiment import Experiment, Figures
+from jaxgen.metrics.molecules import PROPERTIES, TOLERANCE, canonical, measures, properties
+from jaxgen.models.autoregressive import PLAIN, Autoregressive, Condition, Controls, autoregressive, categorical
+from jaxgen.networks.transformer import Transformer
+from jaxgen.report import Exhibit, Table, structures
+from jaxgen.run import main
+
+BATCH = 512  # molecules in one dispatch
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The Transformer."""
+
+    layers: int = 3
+    """Blocks of attention and perceptron."""
+    heads: int = 4
+    """Of attention."""
+    width: int = 128
+    """Features of a token."""
+    dropout: float = 0.0
+    """Share of features dropped in training."""
+    conditions: tuple[str, ...] = PROPERTIES
+    """Properties that it is told: some of logP, QED, SA, weight; none is a model without a condition."""
+    condition_dropout: float = 0.2
+    """Share of examples trained without any of them, for --guidance and for molecules at large."""
+    property_dropout: float = 0.5
+    """Share of examples trained without a property, for each by itself, so that the others can be asked for alone."""
+
+
+@dataclass(frozen=True)
+class EvaluateConfig(flags.EvaluateConfig):
+    """What is measured at the end, and by `python -m jaxgen evaluate`."""
+
+    num_samples: int = 1_000
+    """Molecules that are generated and measured; published tables use 10,000 or more."""
+    num_conditions: int = 500
+    """Molecules that are generated for each property, one for each of so many held-out values of it."""
+    temperature: float = 1.0
+    """Of those samples."""
+
+
+@dataclass(frozen=True)
+class SampleConfig(flags.SampleConfig):
+    """How samples are drawn, here and by `python -m jaxgen sample`."""
+
+    condition: tuple[str, ...] = ()
+    """What is asked for, such as logP=2.5 QED=0.9; samples are then sorted by how close they come."""
+    guidance: float | None = None
+    """Weight of the difference that the condition makes: above 1 closer to it and less diverse."""
+    temperature: float = 1.0
+    """Below 1 more probable molecules, and more of them valid; 0 the most probable token each time."""
+    top_p: float | None = None
+    """Only of the fewest tokens that have this much probability together."""
+
+
+@dataclass(frozen=True)
+class Config(flags.Config):
+    """One run."""
+
+    workdir: Path = Path("runs/transformer_molecules")
+    """Run folder: everything that the run writes. The same command again goes on where it stopped."""
+    steps: int = 1_000
+    """Training steps."""
+    batch_size: int = 64
+    """Molecules in one step."""
+    data: flags.MoleculeDataConfig = field(default_factory=lambda: flags.MoleculeDataConfig(longest=40))
+    model: ModelConfig = field(default_factory=ModelConfig)
+    optimizer: flags.OptimizerConfig = field(
+        default_factory=lambda: flags.OptimizerConfig(learning_rate=2e-3, warmup_steps=50, clip_norm=20.0)
+    )
+    run: flags.RunConfig = field(default_factory=lambda: flags.RunConfig(log_every=100, evaluate_every=500, chunk=20))
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    sample: SampleConfig = field(default_factory=SampleConfig)
+
+
+def load(config: Config) -> Dataset:
+    return config.data.load()
+
+
+def build(config: Config, spec: Spec) -> Experiment:
+    options, words = config.model, vocabulary(spec.vocabulary)
+    for name in ("layers", "heads", "width"):
+        if getattr(options, name) < 1:
+            raise UserError(f"--model.{name} {getattr(options, name)}: expected at least 1")
+    if options.width % (2 * options.heads):
+        raise UserError(f"--model.width {options.width}: expected a multiple of {2 * options.heads}, twice the heads")
+    for name in ("dropout", "condition_dropout", "property_dropout"):
+        if not 0 <= getattr(options, name) < 1:
+            raise UserError(f"--model.{name.replace('_', '-')} {getattr(options, name)}: expected a share from 0 to 1")
+    unknown = [name for name in options.conditions if name not in spec.properties]
+    if unknown:
+        raise UserError(f"--model.conditions {' '.join(unknown)}: expected some of {', '.join(spec.properties)}")
+    if min(config.evaluate.num_samples, config.evaluate.num_conditions) < 2:
+        raise UserError("--num-samples and --num-conditions: expected at least 2 of each")
+    controls_of(config.sample).check()
+    Controls(config.evaluate.temperature).check()
+    asked = asked_of(config.sample, options.conditions)
+    if config.sample.guidance is not None and not (asked and options.condition_dropout):
+        raise UserError(
+            "--guidance is towards a --condition, of a model trained with --model.condition-dropout above 0"
+        )
+    (length,), dtype = spec.entries["tokens"]
+    network = Transformer(
+        vocabulary=words.size,
+        context=length,
+        layers=options.layers,
+        heads=options.heads,
+        width=options.width,
+        dropout=options.dropout,
+        remat=config.run.remat,
+        dtype=config.run.dtype,
+    )
+    model = autoregressive(
+        network=network,
+        head=categorical(words.size),
+        observe=lambda batch, key: batch["tokens"],
+        store=lambda tokens: tokens.astype(dtype),
+        optimizer=config.optimizer.build(config.steps),
+        length=length,
+        opening=(START,),
+        condition=told(options.conditions, options.property_dropout) if options.conditions else None,
+        condition_dropout=options.condition_dropout if options.conditions else 0.0,
+        stop=STOP,
+    )
+    return experiment(model, words, config, spec)
+
+
+def told(names: Sequence[str], dropout: float) -> Condition:
+    """Standardised properties, and beside each whether it is known; what is not a number is not."""
+    columns = jnp.array([PROPERTIES.index(name) for name in names])
+
+    def encode(values):
+        values = values[:, columns]
+        is_known = ~jnp.isnan(values)
+        return jnp.concatenate([jnp.where(is_known, values, 0.0), is_known.astype(jnp.float32)], axis=-1)
+
+    def hide(key, values):
+        return jnp.where(jax.random.bernoulli(key, dropout, values.shape), jnp.nan, values)
+
+    return Condition("properties", 2 * len(names), encode, hide if dropout else None)
+
+
+def controls_of(sample: SampleConfig) -> Controls:
+    return Controls(sample.temperature, top_p=sample.top_p, guidance=sample.guidance)
+
+
+def asked_of(sample: SampleConfig, names: Sequence[str]) -> dict[str, float]:
+    """What is asked for: logP=2.5 becomes {"logP": 2.5}."""
+    asked = {}
+    for text in sample.condition:
+        name, _, value = text.partition("=")
+        try:
+            asked[name] = float(value)
+        except ValueError:
+            asked[name] = math.nan
+        if name not in names or not math.isfinite(asked[name]):
+            expected = f"NAME=NUMBER with some of {', '.join(names)}" if names else "none, the model has no condition"
+            raise UserError(f"--condition {text}: expected {expected}")
+    return asked
+
+
+# What there is to see and to measure ----------------------------------------------------------------------------------
+
+
+def experiment(model: Autoregressive, words: Vocabulary, config: Config, spec: Spec) -> Experiment:
+    """What there is to see and to measure of a model of molecules that can be told properties."""
+    protocol = f"{spec.name}, {words.name}"
+    sample = jax.jit(model.sample, static_argnames=("n", "controls"))
+    asked = asked_of(config.sample, config.model.conditions)
+    training = training_molecules(config.data, spec, words)
+
+    def draw_many(params, key, n, condition=None, controls=PLAIN, on_progress=lambda share: None):
+        """[n, T] tokens, `condition` [n, 4] being standardised; in batches of one size, so that one program does."""
+        parts = []
+        for start in range(0, n, BATCH):
+            rows = np.arange(start, start + BATCH) % n
+            some = None if condition is None else condition[rows]
+            parts.append(np.asarray(sample(params, jax.random.fold_in(key, start), BATCH, some, controls=controls)))
+            on_progress(min(1.0, (start + BATCH) / n))
+        return np.concatenate(parts)[:n]
+
+    def standardised(values: dict[str, float], n: int) -> np.ndarray:
+        """[n, 4] of properties by name, the others not asked for."""
+        rows = np.full((n, len(PROPERTIES)), np.nan, np.float32)
+        for name, value in values.items():
+            mean, std = spec.properties[name]
+            rows[:, PROPERTIES.index(name)] = (value - mean) / std
+        return rows
+
+    def draw(params, key, n):
+        condition = standardised(asked, n) if asked else None
+        return draw_many(params, key, n, condition, controls_of(config.sample))
+
+    def exhibits(params, arrays, key):
+        smiles = to_smiles(draw_many(params, key, BATCH), words)
+        return pictures(smiles)
+
+    def validate(params, arrays, key):
+        loss = evaluate(model.evaluate, params, arrays, key)["loss"]
+        return {"loss": loss} | glance(to_smiles(draw_many(params, key, BATCH), words))
+
+    def measure(params, arrays, key, on_progress):
+        """Likelihood; samples of the model at large; then, for each property, samples of held-out values of it."""
+        count, options = len(arrays["tokens"]), config.evaluate
+        controls = Controls(options.temperature)
+        at = f", temperature {options.temperature:g}" if options.temperature != 1 else ""
+        nll = evaluate(model.evaluate, params, arrays, key)["loss"]
+        tokens = float((arrays["length"] - 1).mean())
+        figures = {
+            f"test NLL, nats per molecule ({protocol}, {count:,} molecules)": nll,
+            f"test NLL, nats per token ({protocol})": Estimate(nll.mean / tokens, nll.error / tokens),
+        }
+        drawn = draw_many(params, key, options.num_samples, None, controls, lambda share: on_progress(0.5 * share))
+        figures |= figures_of(to_smiles(drawn, words), to_smiles(arrays["tokens"], words), training(), protocol + at)
+        n = min(count, options.num_conditions)
+        for i, name in enumerate(config.model.conditions):
+            column, (mean, std) = PROPERTIES.index(name), spec.properties[name]
+            wanted = np.full((n, len(PROPERTIES)), np.nan, np.float32)
+            wanted[:, column] = arrays["properties"][:n, column]
+            drawn = draw_many(params, jax.random.fold_in(key, i), n, wanted, controls)
+            found = properties(to_smiles(drawn, words))[:, column]
+            error = np.abs(found - (wanted[:, column] * std + mean))
+            error = error[np.isfinite(error)]
+            if len(error):
+                of = f"{protocol}{at}, {len(error):,} samples"
+                figures[f"mean absolute error of {name} asked for ({of})"] = estimate(error)
+                share = 100.0 * (error <= TOLERANCE[name])
+                figures[f"{name} within {TOLERANCE[name]:g} of what was asked, % ({of})"] = estimate(share)
+            on_progress(0.5 + 0.5 * (i + 1) / len(config.model.conditions))
+        return figures
+
+    return Experiment(
+        model,
+        "Transformer of molecules",
+        protocol,
+        exhibits,
+        validate=validate,
+        warn=lambda figures: list(warn(figures)),
+        measure=measure,
+        draw=draw,
+        render=lambda tokens: listed(to_smiles(tokens, words), training(), asked, spec),
+        unit="molecules",
+    )
+
+
+def training_molecules(
+    data: flags.MoleculeDataConfig, spec: Spec, words: Vocabulary
+) -> Callable[[], frozenset[str] | None]:
+    """A function to what was trained on, as canonical SMILES, computed once; None where the data are not to be had."""
+
+    @cache
+    def training() -> frozenset[str] | None:
+        try:
+            found = replace(data, name=spec.name, strict=True).load()
+        except UserError:
+            return None
+        return known(found.train, words, data.spellings) if found.spec.digest == spec.digest else None
+
+    return training
+
+
+def figures_of(
+    smiles: Sequence[str], reference: Sequence[str], training: frozenset[str] | None, protocol: str
+) -> Figures:
+    """The measures of generated molecules, against as many held-out ones."""
+    reference = [one for one in canonical(reference[: len(smiles)]) if one]
+    n, figures = len(smiles), measures(smiles, reference, training)
+    shares = ("valid, %", "novel, %", "with PAINS alerts, %", "with BRENK alerts, %")  # of samples that do not interact
+    return {
+        f"{name} ({protocol}, {n:,} samples)": Estimate(
+            float(value), math.sqrt(value * (100 - value) / n) if name in shares else 0.0
+        )
+        for name, value in figures.items()
+        if math.isfinite(value)  # of no scaffolds, say, there is no similarity
+    }
+
+
+def glance(smiles: Sequence[str]) -> Figures:
+    """What can be seen quickly: shares in percent, as errors those of as many coins."""
+    spelled = canonical(smiles)
+    valid = estimate(np.array([100.0 * (one is not None) for one in spelled]))
+    different = 100 * len({one for one in spelled if one}) / len(spelled)
+    ended = estimate(np.array([100.0 * (one != "") for one in smiles]))
+    return {"valid %": valid, "valid and unique %": Estimate(different, 0.0), "ended %": ended}
+
+
+def warn(figures: Figures):
+    valid, different, ended = (figures[name].mean for name in ("valid %", "valid and unique %", "ended %"))
+    if ended < 90:
+        yield f"only {ended:.0f} % of the samples come to an end: train longer"
+    if valid < 50:
+        yield f"only {valid:.0f} % of the samples are molecules: train longer, or lower --temperature"
+    elif different < 0.7 * valid:
+        yield f"samples repeat: {valid:.0f} % are molecules, and only {different:.0f} % different ones"
+
+
+def pictures(smiles: Sequence[str], count: int = 24) -> dict[str, Exhibit]:
+    """Drawings of the first valid molecules, and what the first were that are none."""
+    spelled = canonical(smiles)
+    values, some = properties(spelled[: 4 * count]), [i for i, one in enumerate(spelled[: 4 * count]) if one][:count]
+    captions = [f"logP {values[i][0]:.1f}  QED {values[i][1]:.2f}" for i in some]
+    bad = [one or "(no end)" for one, good in zip(smiles, spelled, strict=True) if not good][:10]
+    shown = {"samples": structures([spelled[i] for i in some], captions)} if some else {}
+    return shown | ({"not valid": "\n".join(bad)} if bad else {})
+
+
+def listed(
+    smiles: Sequence[str], training: frozenset[str] | None, asked: dict[str, float], spec: Spec, shown: int = 60
+) -> list[Exhibit]:
+    """A table of molecules with their properties, the closest to what is asked for first, and drawings of them.
+
+    The last column says what is the matter: not valid, a duplicate of one above, in the training data.
+    """
+    spelled, values = canonical(smiles), properties(smiles)
+    distance = np.zeros(len(smiles))
+    if asked:  # in standard deviations of the data
+        columns = [PROPERTIES.index(name) for name in asked]
+        scale = np.array([spec.properties[name][1] for name in asked])
+        distance = np.sqrt((((values[:, columns] - np.array(list(asked.values()))) / scale) ** 2).mean(1))
+    distance = np.where([one is None for one in spelled], np.inf, distance)
+    rows, seen, drawn = [], set(), []
+    for i in np.argsort(distance, kind="stable"):
+        one = spelled[i]
+        if one is None:
+            rows.append([smiles[i] or "(no end)", *[""] * len(PROPERTIES), *[""] * bool(asked), "not valid"])
+            continue
+        notes = ["duplicate"] * (one in seen) + ["training"] * (training is not None and one in training)
+        notes += ["training data not found"] * (training is None)
+        numbers = [f"{value:.3f}" for value in values[i]]
+        rows.append([one, *numbers, *([f"{distance[i]:.3f}"] * bool(asked)), "; ".join(notes)])
+        if one not in seen:
+            first = values[i][[PROPERTIES.index(name) for name in asked or ("logP", "QED")]]
+            drawn.append((one, "  ".join(f"{n} {v:.2f}" for n, v in zip(asked or ("logP", "QED"), first, strict=True))))
+        seen.add(one)
+    columns = ["smiles", *PROPERTIES, *["distance"] * bool(asked), "note"]
+    picture = [structures(*map(list, zip(*drawn[:shown], strict=True)))] if drawn else []
+    return [Table(columns, rows), *picture]
+
+
+NAMED = {
+    # For 20 minutes on two CPU cores.
+    "qm9": Config(
+        workdir=Path("runs/qm9"),
+        steps=4_000,
+        batch_size=128,
+        data=flags.MoleculeDataConfig("qm9", strict=True),
+        run=flags.RunConfig(log_every=200, evaluate_every=1_000, checkpoint_every=500, chunk=20),
+        evaluate=EvaluateConfig(num_samples=10_000),
+    ),
+    # For an accelerator, and not yet run.
+    "zinc250k": Config(
+        workdir=Path("runs/zinc250k"),
+        steps=20_000,
+        batch_size=256,
+        data=flags.MoleculeDataConfig("zinc250k", strict=True),
+        model=ModelConfig(layers=6, heads=8, width=256),
+        optimizer=replace(Config().optimizer, learning_rate=1e-3, warmup_steps=500),
+        run=flags.RunConfig(log_every=200, evaluate_every=2_000),
+        evaluate=EvaluateConfig(num_samples=10_000, num_conditions=2_000),
+    ),
+}
+
+if __name__ == "__main__":
+    main(__file__, Config(), load, build, NAMED)
