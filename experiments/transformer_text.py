@@ -153,9 +153,9 @@ def experiment(
 
     def validate(params, arrays, key):
         """Over the whole split, in nats per token; of the last window what it holds."""
-        means = evaluate(model.evaluate, params, arrays, key)
-        share = means["share"].mean
-        return {"loss": Estimate(means["loss"].mean / share, means["loss"].error / share)}
+        loss = evaluate(model.evaluate, params, arrays, key)["loss"]
+        share = float((arrays["length"] - 1).mean()) / (arrays["tokens"].shape[1] - 1)
+        return {"loss": Estimate(loss.mean / share, loss.error / share)}
 
     def measure(params, arrays, key, on_progress):
         loss = validate(params, arrays, key)["loss"]

@@ -191,6 +191,24 @@ def discretized_logistic(levels: int = 256) -> Likelihood:
     return Likelihood("discretised logistic", 2, log_prob, mean, sample, bias)
 
 
+def categorical() -> Likelihood:
+    """One of several kinds for each part of an example, which is one-hot over the last axis; from logits.
+
+    A part that is 0 everywhere is none, and counts for nothing.
+    """
+
+    def log_prob(x, logits):
+        return _total(jnp.multiply, x, jax.nn.log_softmax(logits))
+
+    def sample(key, logits):
+        return jax.nn.one_hot(jax.random.categorical(key, logits), logits.shape[-1], dtype=logits.dtype)
+
+    def bias(mean):
+        return jnp.log(jnp.maximum(mean, 1e-3))
+
+    return Likelihood("categorical", 1, log_prob, jax.nn.softmax, sample, bias)
+
+
 def _total(log_prob: Callable[..., Array], x: Array, *parameters: Array) -> Array:
     """Sums over each example, on one flat axis: over several short ones XLA's CPU back end takes 50 times as long."""
 

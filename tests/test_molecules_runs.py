@@ -12,7 +12,7 @@ import pytest
 from conformance import check_model
 from PIL import Image
 
-from experiments import transformer_molecules
+from experiments import transformer_molecules, vae_molecules
 from jaxgen import __main__ as commands
 from jaxgen import config as flags
 from jaxgen import log, report
@@ -40,7 +40,7 @@ SPEC = Spec(
 def apart(tmp_path, monkeypatch):
     monkeypatch.setattr("jaxgen.run.cache_compilations", lambda: None)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    for module in (transformer_molecules,):
+    for module in (transformer_molecules, vae_molecules):
         monkeypatch.setattr(module, "BATCH", 64)
 
 
@@ -75,14 +75,6 @@ def of(figures, start):
 def transformer(config, monkeypatch, optimizer=None):
     monkeypatch.setattr(flags.OptimizerConfig, "build", lambda self, steps: optimizer or optax.sgd(0.1))
     return transformer_molecules.build(config, SPEC).model
-
-
-def test_conformance_of_the_transformer(monkeypatch):
-    options = replace(MODEL, property_dropout=0.0, condition_dropout=0.0)
-    config = transformer_molecules.Config(model=options)
-    some = batch()
-    del some["length"]  # of which the share of tokens follows, whatever they are
-    check_model(lambda optimizer: transformer(config, monkeypatch, optimizer), some, entry="tokens")
 
 
 def test_a_property_that_is_no_number_is_not_told(monkeypatch):
@@ -206,6 +198,87 @@ def held_out(data):
 def test_what_does_not_fit_is_said(changes, message):
     with pytest.raises(UserError, match=message):
         transformer_molecules.build(transformer_molecules.Config(**changes), SPEC)
+
+
+# The autoencoder ------------------------------------------------------------------------------------------------------
+
+SMALL = vae_molecules.ModelConfig(latents=4, width=16, convolutions=1, layers=1, heads=2, context=3, warmup_steps=0)
+
+
+def autoencoder(monkeypatch, optimizer=None, **changes):
+    monkeypatch.setattr(flags.OptimizerConfig, "build", lambda self, steps: optimizer or optax.sgd(0.1))
+    return vae_molecules.build(vae_molecules.Config(model=replace(SMALL, **changes)), SPEC).model
+
+
+def test_conformance_of_the_autoencoder(monkeypatch):
+    check_model(lambda optimizer: autoencoder(monkeypatch, optimizer), batch(), entry="tokens")
+
+
+def test_bounds_of_the_autoencoder(monkeypatch):
+    """What lies beyond the end counts for nothing; more importance samples give a tighter bound."""
+    model, some = autoencoder(monkeypatch), batch()
+    params = jax.tree.map(lambda x: 3 * x if x.ndim > 1 else x, jax.jit(model.init)(jax.random.key(0), some))
+    evaluate = jax.jit(model.evaluate)
+    values = evaluate(params, some, jax.random.key(1))
+    beyond = jnp.arange(7) >= some["length"][:, None]
+    other = some | {"tokens": jnp.where(beyond, 3, some["tokens"])}
+    np.testing.assert_array_equal(values["loss"], evaluate(params, other, jax.random.key(1))["loss"])
+    np.testing.assert_allclose(values["elbo"], values["reconstruction"] - values["kl"], rtol=1e-5)
+    x = model.observe(some, jax.random.key(0))
+    assert x.shape == (8, 6, 5)
+    np.testing.assert_array_equal(x.sum((1, 2)), some["length"] - 1)
+    log_w = jax.jit(model.log_weights, static_argnums=3)(params, x, jax.random.key(2), 256)
+    bound = jax.nn.logsumexp(log_w, axis=0) - np.log(256)
+    assert log_w.mean() < bound.mean()
+
+
+def test_a_run_searches_among_latents(data, tmp_path, capsys):
+    config = vae_molecules.Config(
+        workdir=tmp_path / "run",
+        steps=250,
+        batch_size=32,
+        data=data,
+        model=replace(SMALL, width=32, free_bits=0.5),
+        run=replace(RUN, evaluate_every=250, checkpoint_every=250),
+        optimizer=flags.OptimizerConfig(learning_rate=1e-2),
+        evaluate=vae_molecules.EvaluateConfig(num_samples=64, nll_samples=4),
+    )
+    run(config, vae_molecules.load, vae_molecules.build, "vae_molecules", "python -m here")
+    figures = figures_in(config.workdir)
+    kl, reconstruction = of(figures, "test KL"), of(figures, "test reconstruction")
+    assert of(figures, "test -ELBO") == pytest.approx(kl - reconstruction, rel=1e-5)
+    assert of(figures, "valid, %") > 30
+    assert of(figures, "latents that vary") >= 1
+    shown = {path.name.rpartition("_")[0] for path in (config.workdir / "samples").iterdir()}
+    assert {"samples", "reconstructions", "interpolations"} <= shown
+    folder = str(config.workdir)
+    capsys.readouterr()
+    written = {}
+    for temperature in ("0", "1"):
+        commands.main(["sample", folder, "--near", "OCCCC", "--temperature", temperature, "--num", "8"])
+        written[temperature] = list(csv.DictReader(capsys.readouterr().out.splitlines()))
+    assert len({row["smiles"] for row in written["0"]}) == 1
+    assert len({row["smiles"] for row in written["1"]}) > 1
+    for near, message in (
+        ("C(C", "expected the SMILES of a molecule"),
+        ("F", "'F' of 'F' is none of the"),
+        ("CCCCCCCCCCCCCCC", "has 15 tokens: expected at most 13"),
+    ):
+        with pytest.raises(UserError, match=message):
+            commands.main(["sample", folder, "--near", near])
+
+
+def test_a_posterior_that_collapsed_is_said(monkeypatch):
+    monkeypatch.setattr(flags.OptimizerConfig, "build", lambda self, steps: optax.sgd(0.1))
+    warn = vae_molecules.build(vae_molecules.Config(model=SMALL), SPEC).warn
+    good = {"kl": 8.0, "active latents": 4.0, "valid %": 90.0, "valid and unique %": 90.0, "ended %": 100.0}
+    for changes, lines in (({}, 0), ({"kl": 0.01}, 1), ({"active latents": 0.0}, 1), ({"valid %": 5.0}, 1)):
+        figures = {name: vae_molecules.Estimate(value, 0.0) for name, value in (good | changes).items()}
+        assert len(warn(figures)) == lines
+    assert "the posterior has collapsed" in warn({n: vae_molecules.Estimate(0.0, 0.0) for n in good})[0]
+
+
+# Both -----------------------------------------------------------------------------------------------------------------
 
 
 def test_warnings_are_in_words():

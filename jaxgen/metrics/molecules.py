@@ -207,11 +207,12 @@ def frechet_chemnet(smiles: Sequence[str | None], reference: Sequence[str]) -> f
 def measures(smiles: Sequence[str | None], reference: Sequence[str], training: Collection[str] | None) -> dict:
     """All of the above, by name; shares in percent. Of the reference, canonical and valid, and of the training set.
 
-    Novelty wants `training`, and uniqueness at 1,000 or 10,000 as many valid molecules; where they lack, so does it.
+    Novelty wants `training`, and uniqueness at 1,000 or 10,000 as many SMILES; of those it counts the valid ones.
     """
     known = [one for one in canonical(smiles) if one]
     figures = {"valid, %": 100 * len(known) / len(smiles)}
-    figures |= {f"unique@{n // 1000}k, %": 100 * uniqueness(known, n) for n in (1_000, 10_000) if len(known) >= n}
+    sizes = [n for n in (1_000, 10_000) if len(smiles) >= n and known]
+    figures |= {f"unique@{n // 1000}k, %": 100 * uniqueness(known, n) for n in sizes}
     figures["valid and unique, %"] = 100 * len(set(known)) / len(smiles)
     if not known:
         return figures
@@ -226,4 +227,7 @@ def measures(smiles: Sequence[str | None], reference: Sequence[str], training: C
         figures["Frechet ChemNet distance"] = distance
     pairs = zip(PROPERTIES, properties(known).T, properties(reference).T, strict=True)
     figures |= {f"Wasserstein distance of {name}": wasserstein(one, other) for name, one, other in pairs}
-    return figures | {f"with {name} alerts, %": 100 * alerts(known, name) for name in ("PAINS", "BRENK")}
+    for name in ("PAINS", "BRENK"):
+        figures[f"with {name} alerts, %"] = 100 * alerts(known, name)
+        figures[f"held out with {name} alerts, %"] = 100 * alerts(reference, name)
+    return figures

@@ -258,10 +258,7 @@ def autoregressive(
     def evaluate(params: Params, batch: Batch, key: Key, **training: Any) -> dict[str, Array]:
         tokens, length = observe(batch, key), batch.get("length")
         given, predicted = batch[condition.entry] if condition else None, tokens.shape[1] - network.given
-        values = {"loss": -log_prob(params, tokens, given, length, **training) / (predicted if per_token else 1)}
-        if length is not None:
-            values["share"] = (length - network.given) / predicted
-        return values
+        return {"loss": -log_prob(params, tokens, given, length, **training) / (predicted if per_token else 1)}
 
     def loss(params: Params, batch: Batch, key: Key) -> tuple[Array, Aux]:
         observe_key, dropout_key, kept_key = jax.random.split(key, 3)

@@ -74,6 +74,7 @@ def vae(
     free_bits: float = 0.0,
     num_classes: int = 0,
     remat: bool = False,
+    autoregressive: bool = False,
 ) -> VAE:
     """A variational autoencoder of one or more stochastic layers.
 
@@ -95,6 +96,10 @@ def vae(
       num_classes: above 0, everything is conditional on `batch["label"]`.
       remat: go through p(x | z_1) with one sample after another, and again in the backward pass: the memory of one
         sample instead of K.
+      autoregressive: p(x | z_1) is a product of conditionals (Bowman et al. 2016). The first decoder is then
+        `(z, condition, x=None, key=None)`: of x, what it says of each part given those before it; without x, of parts
+        that it draws itself one by one with `key`, or takes the most probable of each without one, those parts being
+        the mean of the likelihood. It has no field `output_bias`.
 
     Raises:
       ValueError: the networks do not fit together, or an option does not fit the objective.
@@ -119,7 +124,7 @@ def vae(
         for layer, (encoder, decoder) in enumerate(zip(encoders, decoders, strict=True)):
             up, down = jax.random.split(jax.random.fold_in(key, layer))
             h = x[:1] if layer == 0 else jnp.zeros((1, latents[layer - 1]))
-            if layer == 0:  # where Burda et al. start: with the mean image, whatever z is
+            if layer == 0 and not autoregressive:  # where Burda et al. start: with the mean image, whatever z is
                 decoder = decoder.clone(output_bias=lambda key, shape, dtype: bias.reshape(shape).astype(dtype))
             network[f"encoder_{layer + 1}"] = encoder.init(up, h, condition)["params"]
             network[f"decoder_{layer + 1}"] = decoder.init(down, jnp.zeros((1, latents[layer])), condition)["params"]
@@ -130,9 +135,16 @@ def vae(
         network = params["vae"][f"encoder_{layer + 1}"]
         return tuple(jnp.split(encoders[layer].apply({"params": network}, h, condition), 2, axis=-1))
 
-    def down(params: Params, layer: int, z: Array, condition: Array | None) -> Array:
+    def down(params: Params, layer: int, z: Array, condition: Array | None, **more: Array) -> Array:
         """What z_l says of the layer below it: [..., 2 D_{l-1}], or the likelihood's output."""
-        return decoders[layer].apply({"params": params["vae"][f"decoder_{layer + 1}"]}, z, condition)
+        return decoders[layer].apply({"params": params["vae"][f"decoder_{layer + 1}"]}, z, condition, **more)
+
+    def generate(params: Params, z: Array, condition: Array | None, key: Key | None = None) -> Array:
+        """The mean of p(x | z_1), or with a key a draw from it."""
+        if autoregressive:
+            return likelihood.mean(down(params, 0, z, condition, **({} if key is None else {"key": key})))
+        output = down(params, 0, z, condition)
+        return likelihood.mean(output) if key is None else likelihood.sample(key, output)
 
     def one_hot(labels: Array | None) -> Array | None:
         return jax.nn.one_hot(labels, num_classes) if num_classes else None
@@ -153,7 +165,7 @@ def vae(
         """The terms at given z. `analytic` takes the expectation over z_L in closed form, which lowers the variance."""
 
         def reconstruct(z: Array) -> Array:
-            return likelihood.log_prob(x, down(params, 0, z, condition))
+            return likelihood.log_prob(x, down(params, 0, z, condition, **({"x": x} if autoregressive else {})))
 
         reconstruction = jax.lax.map(jax.checkpoint(reconstruct), zs[0]) if remat else reconstruct(zs[0])
         kl = []
@@ -240,20 +252,21 @@ def vae(
     def ancestral(
         params: Params, z: Array, condition: Array | None, key: Key | None, temperature: float = 1.0
     ) -> Array:
-        """From z_L down to the likelihood's output."""
+        """From z_L down to z_1."""
         for layer in range(top, 0, -1):
             z, logvar = jnp.split(down(params, layer, z, condition), 2, axis=-1)
             if key is not None:
                 z += temperature * jnp.exp(0.5 * logvar) * jax.random.normal(jax.random.fold_in(key, layer), z.shape)
-        return down(params, 0, z, condition)
+        return z
 
     def decode(params: Params, z: Array, condition: Array | None = None, key: Key | None = None) -> Array:
-        return likelihood.mean(ancestral(params, z, one_hot(condition), key))
+        condition = one_hot(condition)
+        return generate(params, ancestral(params, z, condition, key), condition)
 
     def reconstruct(params: Params, x: Array, key: Key, condition: Array | None = None) -> Array:
         mu, logvar = posterior(params, 0, x, one_hot(condition))
         z = mu + jnp.exp(0.5 * logvar) * jax.random.normal(key, mu.shape)
-        return likelihood.mean(down(params, 0, z, one_hot(condition)))
+        return generate(params, z, one_hot(condition))
 
     def sample(
         params: Params,
@@ -273,8 +286,9 @@ def vae(
         z = temperature * jax.random.normal(z_key, (n, latents[top]))
         if num_classes and condition is None:
             condition = jax.random.randint(label_key, (n,), 0, num_classes)
-        output = ancestral(params, z, one_hot(condition), layers_key, temperature)
-        return store(likelihood.sample(x_key, output) if draw else likelihood.mean(output))
+        condition = one_hot(condition)
+        z = ancestral(params, z, condition, layers_key, temperature)
+        return store(generate(params, z, condition, x_key if draw else None))
 
     return VAE(
         init=init,

@@ -1,0 +1,275 @@
+"""A variational autoencoder of molecules, with latents to search in: python -m experiments.vae_molecules
+
+Convolutions read a molecule (Gomez-Bombarelli et al. 2018), a Transformer writes it (Bowman et al. 2016); afterwards
+python -m jaxgen sample RUN --near "CC(=O)Oc1ccccc1C(=O)O" --out near.csv.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments.transformer_molecules import (
+    BATCH,
+    figures_of,
+    glance,
+    listed,
+    pictures,
+    training_molecules,
+)
+from experiments.transformer_molecules import warn as warn_of_samples
+from jaxgen import config as flags
+from jaxgen.data import Dataset, Spec
+from jaxgen.data.molecules import to_smiles
+from jaxgen.data.vocabulary import START, STOP, Vocabulary, vocabulary
+from jaxgen.distributions import categorical
+from jaxgen.errors import UserError
+from jaxgen.evaluate import Estimate, estimate, evaluate, importance_weighted_nll
+from jaxgen.experiment import Experiment
+from jaxgen.metrics.molecules import canonical
+from jaxgen.models.vae import VAE, vae
+from jaxgen.networks.sequence import Decoder, Encoder
+from jaxgen.report import structures
+from jaxgen.run import main
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The autoencoder."""
+
+    latents: int = 32
+    """Latent dimensions."""
+    width: int = 128
+    """Features of a token, in encoder and decoder."""
+    convolutions: int = 3
+    """Of the encoder."""
+    layers: int = 2
+    """Blocks of attention and perceptron of the decoder."""
+    heads: int = 4
+    """Of attention."""
+    context: int = 6
+    """Tokens before it that a token of the decoder can see; few of them leave more to the latents."""
+    beta: float = 1.0
+    """Weight of the KL."""
+    warmup_steps: int = 600
+    """Steps over which that weight grows from 0."""
+    free_bits: float = 0.25
+    """Nats of KL per latent dimension that cost nothing."""
+
+
+@dataclass(frozen=True)
+class EvaluateConfig(flags.EvaluateConfig):
+    """What is measured at the end, and by `python -m jaxgen evaluate`."""
+
+    num_samples: int = 1_000
+    """Molecules that are generated and measured."""
+    nll_samples: int = 50
+    """Importance samples per held-out molecule for its negative log-likelihood."""
+
+
+@dataclass(frozen=True)
+class SampleConfig(flags.SampleConfig):
+    """How samples are drawn, here and by `python -m jaxgen sample`."""
+
+    near: str | None = None
+    """SMILES of a molecule: draw from where it lies among the latents, instead of from all of them."""
+    temperature: float = 1.0
+    """Standard deviation of the latents, or of their distance from the one they are to be near to."""
+    draw: bool = True
+    """Draw the tokens too, instead of taking the most probable one each time."""
+
+
+@dataclass(frozen=True)
+class Config(flags.Config):
+    """One run."""
+
+    workdir: Path = Path("runs/vae_molecules")
+    """Run folder: everything that the run writes. The same command again goes on where it stopped."""
+    steps: int = 1_000
+    """Training steps."""
+    batch_size: int = 64
+    """Molecules in one step."""
+    data: flags.MoleculeDataConfig = field(default_factory=lambda: flags.MoleculeDataConfig(longest=40))
+    model: ModelConfig = field(default_factory=ModelConfig)
+    optimizer: flags.OptimizerConfig = field(
+        default_factory=lambda: flags.OptimizerConfig(learning_rate=2e-3, warmup_steps=50, clip_norm=20.0)
+    )
+    run: flags.RunConfig = field(default_factory=lambda: flags.RunConfig(log_every=100, evaluate_every=500, chunk=20))
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    sample: SampleConfig = field(default_factory=SampleConfig)
+
+
+def load(config: Config) -> Dataset:
+    return config.data.load()
+
+
+def build(config: Config, spec: Spec) -> Experiment:
+    options, words = config.model, vocabulary(spec.vocabulary)
+    for name in ("latents", "width", "convolutions", "layers", "heads", "context"):
+        if getattr(options, name) < 1:
+            raise UserError(f"--model.{name} {getattr(options, name)}: expected at least 1")
+    if options.width % (2 * options.heads):
+        raise UserError(f"--model.width {options.width}: expected a multiple of {2 * options.heads}, twice the heads")
+    if config.evaluate.num_samples < 2 or config.evaluate.nll_samples < 1:
+        raise UserError("--num-samples, --nll-samples: expected at least 2 and 1")
+    if not config.sample.temperature >= 0:
+        raise UserError(f"--temperature {config.sample.temperature}: expected at least 0")
+    (length,), dtype = spec.entries["tokens"]
+
+    def observe(batch, key):
+        """The tokens after START, one-hot, up to the first STOP."""
+        tokens = batch["tokens"][:, 1:]
+        inside = jnp.arange(1, length) < batch["length"][:, None]
+        return jax.nn.one_hot(jnp.where(inside, tokens, -1), words.size)
+
+    def store(x):
+        tokens = x.argmax(-1).astype(dtype)
+        return jnp.pad(tokens, ((0, 0), (1, 0)), constant_values=START)
+
+    common = {"width": options.width, "dtype": config.run.dtype}
+    decoder = Decoder(
+        length=length - 1,
+        vocabulary=words.size,
+        stop=STOP,
+        context=min(options.context, length),
+        layers=options.layers,
+        heads=options.heads,
+        remat=config.run.remat,
+        **common,
+    )
+    model = vae(
+        encoders=[Encoder(outputs=2 * options.latents, layers=options.convolutions, **common)],
+        decoders=[decoder],
+        latents=[options.latents],
+        likelihood=categorical(),
+        observe=observe,
+        store=store,
+        optimizer=config.optimizer.build(config.steps),
+        beta=options.beta,
+        warmup_steps=options.warmup_steps,
+        free_bits=options.free_bits,
+        autoregressive=True,
+    )
+    return experiment(model, store, words, config, spec)
+
+
+def experiment(model: VAE, store: Callable, words: Vocabulary, config: Config, spec: Spec) -> Experiment:
+    """What there is to see and to measure of an autoencoder of molecules."""
+    protocol = f"{spec.name}, {words.name}"
+    sample = jax.jit(model.sample, static_argnames=("n", "draw"))
+    encode = jax.jit(lambda params, batch: model.encode(params, model.observe(batch, jax.random.key(0)))[0])
+    decode = jax.jit(lambda params, z: store(model.decode(params, z)))
+    nll = importance_weighted_nll(model.observe, model.log_weights, num_samples=config.evaluate.nll_samples)
+    training = training_molecules(config.data, spec, words)
+
+    def written(params, z):
+        """SMILES of latents [n, D], the most probable ones."""
+        parts = [np.resize(z[i : i + BATCH], (BATCH, z.shape[1])) for i in range(0, len(z), BATCH)]
+        tokens = np.concatenate([np.asarray(decode(params, part)) for part in parts])
+        return to_smiles(tokens[: len(z)], words)
+
+    def means(params, arrays):
+        """Of the posterior, [N, D]."""
+        count, parts = len(arrays["tokens"]), []
+        for start in range(0, count, BATCH):
+            rows = np.arange(start, start + BATCH) % count
+            parts.append(np.asarray(encode(params, {name: arrays[name][rows] for name in ("tokens", "length")})))
+        return np.concatenate(parts)[:count]
+
+    def draw_many(params, key, n):
+        parts, controls = [], config.sample
+        for start in range(0, n, BATCH):
+            part_key = jax.random.fold_in(key, start)
+            some = sample(params, part_key, BATCH, temperature=controls.temperature, draw=controls.draw)
+            parts.append(np.asarray(some))
+        return np.concatenate(parts)[:n]
+
+    def draw(params, key, n):
+        near = config.sample.near
+        if near is None:
+            return draw_many(params, key, n)
+        (spelled,) = canonical([near])
+        (length,), dtype = spec.entries["tokens"]
+        if spelled is None:
+            raise UserError(f"--near {near}: expected the SMILES of a molecule, such as CC(=O)Oc1ccccc1C(=O)O")
+        tokens = words.encode(spelled)
+        if len(tokens) + 2 > length:
+            raise UserError(f"--near {near} has {len(tokens)} tokens: expected at most {length - 2}, as was trained on")
+        row = np.full((1, length), STOP, dtype)
+        row[0, : len(tokens) + 1] = START, *tokens
+        mu = means(params, {"tokens": row, "length": np.array([len(tokens) + 2], np.int32)})
+        z = mu + config.sample.temperature * np.asarray(jax.random.normal(key, (n, mu.shape[1])))
+        padded = [np.resize(z[i : i + BATCH], (BATCH, z.shape[1])) for i in range(0, n, BATCH)]
+        return np.concatenate([np.asarray(decode(params, part)) for part in padded])[:n]
+
+    def exhibits(params, arrays, key):
+        """Samples; held-out molecules over what becomes of them; a path between two of them."""
+        shown = pictures(to_smiles(draw_many(params, key, BATCH), words))
+        originals = to_smiles(arrays["tokens"][:6], words)
+        mu = means(params, {name: array[:6] for name, array in arrays.items()})
+        t = np.linspace(0, 1, 24)[:, None]
+        rebuilt, path = written(params, mu), written(params, (1 - t) * mu[0] + t * mu[1])
+        pairs = list(zip(originals, rebuilt, strict=True))
+        figures = [originals[i] for i in range(len(pairs))] + [b for _, b in pairs]
+        spelled = canonical(figures)
+        captions = ["held out"] * len(pairs) + ["rebuilt" if one else "not valid" for one in spelled[len(pairs) :]]
+        shown["reconstructions"] = structures([one or "" for one in spelled], captions, columns=len(pairs))
+        stations = list(dict.fromkeys(one for one in canonical(path) if one))
+        return shown | ({"interpolations": structures(stations)} if stations else {})
+
+    def validate(params, arrays, key):
+        values = evaluate(model.evaluate, params, arrays, key)
+        mu = means(params, arrays)
+        some = {name: array[:BATCH] for name, array in arrays.items()}
+        pairs = zip(canonical(to_smiles(some["tokens"], words)), canonical(written(params, mu[:BATCH])), strict=True)
+        figures = {name: values[name] for name in ("loss", "reconstruction", "kl")}
+        figures["active latents"] = Estimate(float((mu.var(0) > 0.01).sum()), 0.0)  # Burda et al. 2015, section 5.2
+        figures["rebuilt %"] = estimate(np.array([100.0 * (one == other) for one, other in pairs]))
+        return figures | glance(to_smiles(draw_many(params, key, BATCH), words))
+
+    def warn(figures):
+        kl, active = figures["kl"].mean, figures["active latents"].mean
+        if kl < 0.5 or not active:
+            yield (
+                f"the posterior has collapsed: latents carry {kl:.2f} nats of a molecule, {active:.0f} of "
+                f"{config.model.latents} vary; try more --model.warmup-steps, --model.free-bits or less --model.context"
+            )
+        yield from warn_of_samples(figures)
+
+    def measure(params, arrays, key, on_progress):
+        count, k = len(arrays["tokens"]), config.evaluate.nll_samples
+        values = validate(params, arrays, key)
+        entries = {name: arrays[name] for name in ("tokens", "length")}
+        bound = nll(params, entries, key, lambda done: on_progress(0.8 * done / count))
+        figures = {
+            f"test NLL, nats per molecule ({protocol}, {k} importance samples, {count:,} molecules)": estimate(bound),
+            f"test -ELBO, nats per molecule ({protocol})": values["loss"],
+            f"test reconstruction, nats per molecule ({protocol})": values["reconstruction"],
+            "test KL, nats per molecule": values["kl"],
+            f"latents that vary, of {config.model.latents}": values["active latents"],
+            f"rebuilt exactly, % ({protocol}, the most probable from the mean of the latents)": values["rebuilt %"],
+        }
+        drawn = to_smiles(draw_many(params, key, config.evaluate.num_samples), words)
+        return figures | figures_of(drawn, to_smiles(arrays["tokens"], words), training(), protocol)
+
+    return Experiment(
+        model,
+        "Variational autoencoder of molecules",
+        protocol,
+        exhibits,
+        validate=validate,
+        warn=lambda figures: list(warn(figures)),
+        measure=measure,
+        draw=draw,
+        render=lambda tokens: listed(to_smiles(tokens, words), training(), {}, spec),
+        unit="molecules",
+    )
+
+
+NAMED: dict[str, Config] = {}
+
+if __name__ == "__main__":
+    main(__file__, Config(), load, build, NAMED)
