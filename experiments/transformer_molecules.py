@@ -86,7 +86,7 @@ class Config(flags.Config):
     """Training steps."""
     batch_size: int = 64
     """Molecules in one step."""
-    data: flags.MoleculeDataConfig = field(default_factory=lambda: flags.MoleculeDataConfig(longest=40))
+    data: flags.MoleculeDataConfig = field(default_factory=lambda: flags.MoleculeDataConfig(longest=30))
     model: ModelConfig = field(default_factory=ModelConfig)
     optimizer: flags.OptimizerConfig = field(
         default_factory=lambda: flags.OptimizerConfig(learning_rate=2e-3, warmup_steps=50, clip_norm=20.0)

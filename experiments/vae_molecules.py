@@ -50,8 +50,8 @@ class ModelConfig:
     """Blocks of attention and perceptron of the decoder."""
     heads: int = 4
     """Of attention."""
-    context: int = 6
-    """Tokens before it that a token of the decoder can see; few of them leave more to the latents."""
+    context: int | None = None
+    """Tokens before it that a token of the decoder can see, by default all; fewer leave more to the latents."""
     beta: float = 1.0
     """Weight of the KL."""
     warmup_steps: int = 600
@@ -66,7 +66,7 @@ class EvaluateConfig(flags.EvaluateConfig):
 
     num_samples: int = 1_000
     """Molecules that are generated and measured."""
-    nll_samples: int = 50
+    nll_samples: int = 20
     """Importance samples per held-out molecule for its negative log-likelihood."""
 
 
@@ -92,7 +92,7 @@ class Config(flags.Config):
     """Training steps."""
     batch_size: int = 64
     """Molecules in one step."""
-    data: flags.MoleculeDataConfig = field(default_factory=lambda: flags.MoleculeDataConfig(longest=40))
+    data: flags.MoleculeDataConfig = field(default_factory=lambda: flags.MoleculeDataConfig(longest=30))
     model: ModelConfig = field(default_factory=ModelConfig)
     optimizer: flags.OptimizerConfig = field(
         default_factory=lambda: flags.OptimizerConfig(learning_rate=2e-3, warmup_steps=50, clip_norm=20.0)
@@ -109,7 +109,7 @@ def load(config: Config) -> Dataset:
 def build(config: Config, spec: Spec) -> Experiment:
     options, words = config.model, vocabulary(spec.vocabulary)
     for name in ("latents", "width", "convolutions", "layers", "heads", "context"):
-        if getattr(options, name) < 1:
+        if getattr(options, name) is not None and getattr(options, name) < 1:
             raise UserError(f"--model.{name} {getattr(options, name)}: expected at least 1")
     if options.width % (2 * options.heads):
         raise UserError(f"--model.width {options.width}: expected a multiple of {2 * options.heads}, twice the heads")
@@ -134,7 +134,7 @@ def build(config: Config, spec: Spec) -> Experiment:
         length=length - 1,
         vocabulary=words.size,
         stop=STOP,
-        context=min(options.context, length),
+        context=min(options.context or length, length),
         layers=options.layers,
         heads=options.heads,
         remat=config.run.remat,

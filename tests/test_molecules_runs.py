@@ -4,12 +4,12 @@ import csv
 import importlib.util
 from dataclasses import replace
 
+import conformance
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from conformance import check_model
 from PIL import Image
 
 from experiments import transformer_molecules, vae_molecules
@@ -202,7 +202,7 @@ def test_what_does_not_fit_is_said(changes, message):
 
 # The autoencoder ------------------------------------------------------------------------------------------------------
 
-SMALL = vae_molecules.ModelConfig(latents=4, width=16, convolutions=1, layers=1, heads=2, context=3, warmup_steps=0)
+SMALL = vae_molecules.ModelConfig(latents=4, width=16, convolutions=1, layers=1, heads=2, warmup_steps=0)
 
 
 def autoencoder(monkeypatch, optimizer=None, **changes):
@@ -210,8 +210,15 @@ def autoencoder(monkeypatch, optimizer=None, **changes):
     return vae_molecules.build(vae_molecules.Config(model=replace(SMALL, **changes)), SPEC).model
 
 
+def test_an_example_of_the_autoencoder_is_on_its_own(monkeypatch):
+    model = autoencoder(monkeypatch)
+    conformance.evaluate_is_per_example(model, batch(), "tokens")
+    conformance.sample_has_shape_and_dtype(model, batch(), "tokens")
+
+
+@pytest.mark.slow
 def test_conformance_of_the_autoencoder(monkeypatch):
-    check_model(lambda optimizer: autoencoder(monkeypatch, optimizer), batch(), entry="tokens")
+    conformance.check_model(lambda optimizer: autoencoder(monkeypatch, optimizer), batch(), entry="tokens")
 
 
 def test_bounds_of_the_autoencoder(monkeypatch):
