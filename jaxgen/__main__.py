@@ -102,10 +102,10 @@ def sample(directory: Path, args: list[str]) -> None:
     samples = draw(experiment, params, key, num)
     if own.out is not None and not own.out.suffix:
         names, shown = [f"{i:0{len(str(num))}d}" for i in range(1, num + 1)], [own.out]
-        each = ((name, encoded(experiment.render(samples[i : i + 1]))) for i, name in enumerate(names))
+        each = ((name, report.files(experiment.render(samples[i : i + 1]))) for i, name in enumerate(names))
         files = {own.out / f"{name}{suffix}": content for name, found in each for suffix, content in found.items()}
     else:
-        found = encoded(experiment.render(samples))
+        found = report.files(experiment.render(samples))
         first = next(iter(found))
         if first in (".txt", ".csv") and own.out is None:
             print(found[first].decode())
@@ -120,11 +120,6 @@ def sample(directory: Path, args: list[str]) -> None:
         except OSError as error:
             raise UserError(f"cannot write {path} ({error.strerror}): give another --out") from None
     print(f"{num} sample{'s' if num > 1 else ''} of {directory} at step {step}: {', '.join(map(str, shown))}")
-
-
-def encoded(rendered: report.Exhibit | list[report.Exhibit]) -> dict[str, bytes]:
-    """The files that samples become, by suffix."""
-    return dict(map(report.encode, rendered if isinstance(rendered, list) else [rendered]))
 
 
 def evaluate(directory: Path, args: list[str]) -> None:

@@ -128,6 +128,11 @@ def encode(exhibit: Exhibit) -> File:
     return (".wav", wav(exhibit)) if isinstance(exhibit, Sound) else (".png", png(exhibit))
 
 
+def files(exhibits: Exhibit | list[Exhibit]) -> dict[str, bytes]:
+    """The contents of the files that one or more exhibits become, by suffix."""
+    return dict(map(encode, exhibits if isinstance(exhibits, list) else [exhibits]))
+
+
 def curves(rows: Sequence[Mapping[str, float]]) -> str:
     """One SVG of small plots: a metric in each, training and held-out data over one another."""
     from matplotlib.figure import Figure
