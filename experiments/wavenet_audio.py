@@ -183,9 +183,9 @@ def experiment(model: Autoregressive, config: Config, spec: Spec, conditional: b
 
     def validate(params, arrays, key):
         """Over the whole split, in nats per sample of the recordings."""
-        means = evaluate(model.evaluate, params, arrays, key, batch_size=20)
-        share = means["share"].mean
-        return {"loss": Estimate(means["loss"].mean / share, means["loss"].error / share)}
+        loss = evaluate(model.evaluate, params, arrays, key, batch_size=20)["loss"]
+        share = float(arrays["length"].mean()) / length
+        return {"loss": Estimate(loss.mean / share, loss.error / share)}
 
     def generate(params, key, labels, **options):
         return np.asarray(sample(params, key, len(labels), labels if conditional else None, **options))
