@@ -5,7 +5,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_networks_pixelcnn import started
 
 from jaxgen.networks.conv1d import Decoder, Discriminator, Down, Encoder, Generator, Up
 
@@ -18,7 +17,7 @@ KEY = jax.random.key(0)
 )
 def test_they_are_those_of_flax_in_one_dimension(layer, plain, kernel, stride):
     x = jax.random.normal(KEY, (2, 13, 3))
-    variables = started(layer(4, kernel, stride), x)
+    variables = jax.tree.map(lambda a: a + 0.1, layer(4, kernel, stride).init(KEY, x))  # biases, too
     (params,) = variables["params"].values()
     flat = {"params": {"kernel": params["kernel"][:, 0], "bias": params["bias"]}}
     found = layer(4, kernel, stride).apply(variables, x)
