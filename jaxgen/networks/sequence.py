@@ -106,6 +106,7 @@ class Decoder(nn.Module):
 
     def write(self, z: Array, key: Array | None) -> Array:
         network, variables = self.transformer.unbind()
+        apart = {"params": network.unstacked(variables["params"])}
 
         def step(carry: tuple, place: Array) -> tuple[tuple, Array]:
             logits, cache, over = carry
@@ -114,7 +115,7 @@ class Decoder(nn.Module):
             ends = jnp.where(jnp.arange(self.vocabulary) == self.stop, 0.0, -jnp.inf)
             logits = jnp.where(over[:, None], ends, logits)
             token = logits.argmax(-1)
-            following, cache = network.apply(variables, token, cache, method="extend")
+            following, cache = network.apply(apart, token, cache, method="extend")
             return (following, cache, over | (token == self.stop)), logits
 
         nothing = jnp.zeros((len(z), 0), jnp.int32)
