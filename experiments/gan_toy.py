@@ -50,7 +50,7 @@ class ModelConfig(gan_mnist.GameConfig):
     """Multilayer perceptrons that see waves of their input too; or those of Lin et al. 2018."""
     hidden: tuple[int, ...] = (128, 128, 128)
     """Widths of the hidden layers of each (of mlp)."""
-    latents: int = 8
+    latents: int = 12
     """Latent dimensions."""
     prior: Literal["normal", "uniform", "mixture"] = "mixture"
     """Of each latent: N(0, 1), uniform in [-1, 1], or near -1 or 1, so that modes need not be connected."""
@@ -74,12 +74,12 @@ class Config(flags.Config):
 
     workdir: Path = Path("runs/gan_toy")
     """Run folder: everything that the run writes. The same command again goes on where it stopped."""
-    steps: int = 10_000
+    steps: int = 12_000
     """Training steps."""
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     optimizer: flags.OptimizerConfig = field(
-        default_factory=lambda: flags.OptimizerConfig(learning_rate=2e-3, b1=0.0, b2=0.9, ema_decay=0.999)
+        default_factory=lambda: flags.OptimizerConfig(learning_rate=1e-3, b1=0.0, b2=0.9, ema_decay=0.999)
     )
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
 
