@@ -54,6 +54,8 @@ class ModelConfig:
 
 
 @dataclass(frozen=True)
+    total_correlation: float = 1.0
+    """Weight within the KL of what makes latents depend on each other: above 1 is beta-TCVAE."""
 class EvaluateConfig(flags.EvaluateConfig):
     """What is measured at the end, and by `python -m jaxgen evaluate`."""
 
@@ -114,6 +116,11 @@ def build(config: Config, spec: Spec) -> Experiment:
         store=to_uint8,
         optimizer=config.optimizer.build(config.steps),
         num_samples=options.num_samples,
+    if options.total_correlation != 1 and (config.run.parallel != "jit" or config.run.accumulate > 1):
+        raise UserError(
+            f"--model.total-correlation {options.total_correlation:g} is estimated over the whole batch: leave out "
+            "--run.parallel and --run.accumulate"
+        )
         doubly_reparameterized=options.doubly_reparameterized,
         beta=options.beta,
         warmup_steps=options.warmup_steps,
@@ -126,6 +133,7 @@ def build(config: Config, spec: Spec) -> Experiment:
         protocol += f", {likelihoods()[options.likelihood].name}"
     return experiment(model, config, protocol)
 
+        total_correlation=options.total_correlation,
 
 def networks(shape: tuple[int, ...], options: ModelConfig, dtype: str) -> dict:
     """Encoders and decoders, sized by the shape [H, W, C] of one image."""

@@ -322,6 +322,13 @@ def test_falls_back_and_says_so_everywhere(config, tmp_path, monkeypatch, capsys
 def test_a_mistake_is_one_clear_line(config, change, message):
     with pytest.raises(UserError, match=message) as error:
         train(replace(config, **change))
+        (
+            {
+                "model": vae_mnist.ModelConfig(hidden=(8,), latents=(2,), total_correlation=6.0),
+                "run": flags.RunConfig(parallel="shard_map"),
+            },
+            "--model.total-correlation 6 is estimated over the whole batch",
+        ),
     assert len(str(error.value).splitlines()) == 1
 
 

@@ -14,7 +14,7 @@ from scipy import stats
 from jaxgen.data.decode import dynamic_binarize, to_uint8
 from jaxgen.distributions import bernoulli, normal
 from jaxgen.evaluate import importance_weighted_nll
-from jaxgen.models.vae import log_mean_exp, vae
+from jaxgen.models.vae import log_mean_exp, minibatch_total_correlation, vae
 from jaxgen.networks import conv
 from jaxgen.networks.mlp import MLP
 
@@ -233,6 +233,35 @@ def test_free_bits_warmup_and_beta():
         params = params | aux.writes
 
 
+def test_total_correlation_of_a_batch():
+    """None where the posteriors' mean is a product; of points on a line that are far apart, (D - 1) log B."""
+    grid = jnp.stack(jnp.meshgrid(jnp.arange(3.0), jnp.arange(4.0), indexing="ij"), -1).reshape(12, 2)
+    z = jax.random.normal(jax.random.key(0), grid.shape)
+    np.testing.assert_allclose(minibatch_total_correlation(z, grid, jnp.zeros((12, 2))), 0, atol=1e-5)
+    line = 100 * jnp.arange(7.0)[:, None] * jnp.ones(3)
+    found = minibatch_total_correlation(line, line, jnp.zeros((7, 3)))
+    np.testing.assert_allclose(found, 2 * np.log(7), rtol=1e-5)
+
+
+def test_beta_tcvae_is_the_published_objective_up_to_a_constant():
+    """Chen et al. 2018, eq. 4, by loops over the batch, with their estimate of log q(z) for N examples."""
+    batch = {"image": (255 * jax.random.uniform(jax.random.key(1), (4, *PIXELS))).astype(jnp.uint8)}
+    plain, model = linear(), linear(total_correlation=5.0)
+    params, count, key = plain.init(jax.random.key(0), batch), 1000, jax.random.key(2)
+    mu, logvar = (np.asarray(a, np.float64) for a in plain.encode(params, unit(batch, None)))
+    eps = np.asarray(jax.random.normal(jax.random.fold_in(jax.random.split(key)[1], 0), (1, 4, LATENTS)))[0]
+    z = mu + np.exp(logvar / 2) * eps
+    log_q = np.array([[stats.norm(mu[j], np.exp(logvar[j] / 2)).logpdf(z[i]) for j in range(4)] for i in range(4)])
+    joint = np.log(np.exp(log_q.sum(-1)).sum(1) / (count * 4))
+    each = np.log(np.exp(log_q).sum(1) / (count * 4)).sum(-1)
+    expected = plain.objectives[0].loss(params, batch, key)[0] + 4 * (joint - each).mean()
+    constant = 4 * (LATENTS - 1) * np.log(count)
+    loss, _ = model.objectives[0].loss(params, batch, key)
+    np.testing.assert_allclose(loss, expected - constant, rtol=1e-5)
+    values = (m.evaluate(params, batch, key) for m in (plain, model))  # the bound itself is what is evaluated
+    jax.tree.map(np.testing.assert_array_equal, *values)
+
+
 def test_condition_reaches_encoder_decoder_and_samples():
     model = vae(
         encoders=[MLP((8,), (4,), event=3)],
@@ -255,7 +284,13 @@ def test_condition_reaches_encoder_decoder_and_samples():
 
 
 @pytest.mark.parametrize(
-    "options", [{"num_samples": 2, "free_bits": 1.0}, {"doubly_reparameterized": True}, {"latents": [1, 2]}]
+    "options",
+    [
+        {"num_samples": 2, "free_bits": 1.0},
+        {"num_samples": 2, "total_correlation": 2.0},
+        {"doubly_reparameterized": True},
+        {"latents": [1, 2]},
+    ],
 )
 def test_options_that_do_not_fit_are_refused(options):
     with pytest.raises(ValueError, match=r"num_samples|equal"):

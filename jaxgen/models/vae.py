@@ -72,6 +72,7 @@ def vae(
     beta: float = 1.0,
     warmup_steps: int = 0,
     free_bits: float = 0.0,
+    total_correlation: float = 1.0,
     num_classes: int = 0,
     remat: bool = False,
     autoregressive: bool = False,
@@ -93,6 +94,9 @@ def vae(
       warmup_steps: steps over which the weight of the KL grows linearly from 0 (Sønderby et al. 2016).
       free_bits: nats per latent dimension and example below which the KL is not pressed (Kingma et al. 2016, eq. 15,
         there on the mean over a minibatch; here per example, so that it does not depend on how a batch is sharded).
+      total_correlation: weight within the KL of the total correlation, the part of it that says how far the latents are
+        from independent: beta-TCVAE (Chen et al. 2018, eq. 4, alpha = gamma = 1); 1 is the plain KL. It is estimated
+        within the batch that the loss sees: where that is a shard, or a part of it, within each of those.
       num_classes: above 0, everything is conditional on `batch["label"]`.
       remat: go through p(x | z_1) with one sample after another, and again in the backward pass: the memory of one
         sample instead of K.
@@ -110,6 +114,8 @@ def vae(
         raise ValueError(f"num_samples is {num_samples} and latents are {tuple(latents)}: want at least 1 of each")
     if free_bits and (num_samples > 1 or len(latents) > 1):
         raise ValueError("free bits need a KL in closed form: num_samples=1 and one stochastic layer")
+    if total_correlation != 1 and (num_samples > 1 or len(latents) > 1):
+        raise ValueError("the total correlation is of the evidence lower bound: num_samples=1 and one stochastic layer")
     if doubly_reparameterized and num_samples == 1:
         raise ValueError("the doubly-reparameterised gradient is of the importance-weighted bound, num_samples > 1")
     top = len(latents) - 1
@@ -188,9 +194,13 @@ def vae(
 
     def elbo_loss(params: Params, x: Array, key: Key, condition: Array | None, beta: Array) -> tuple[Array, Terms]:
         """Kingma & Welling 2014, eq. 10: -E_q[log p(x | z)] + KL(q(z | x) || p(z))."""
-        t = terms(params, x, *infer(params, x, key, 1, condition), condition, analytic=True)
+        zs, qs = infer(params, x, key, 1, condition)
+        t = terms(params, x, zs, qs, condition, analytic=True)
         pressed = t._replace(kl=tuple(jnp.maximum(kl, free_bits) for kl in t.kl)) if free_bits else t
-        return -pressed.log_weight(beta)[0], t
+        loss = -pressed.log_weight(beta)[0]
+        if total_correlation != 1:
+            loss += beta * (total_correlation - 1) * minibatch_total_correlation(zs[0][0], *qs[0])
+        return loss, t
 
     def iwae_loss(params: Params, x: Array, key: Key, condition: Array | None, beta: Array) -> tuple[Array, Terms]:
         """Burda et al. 2015, eq. 8: -log mean_k w_k."""
@@ -307,6 +317,17 @@ def vae(
 def log_mean_exp(log_w: Array) -> Array:
     """[K, B] -> [B]: log of the mean over K samples."""
     return logsumexp(log_w, axis=0) - jnp.log(log_w.shape[0])
+
+
+def minibatch_total_correlation(z: Array, mu: Array, logvar: Array) -> Array:
+    """Log q(z) - sum_d log q(z_d) at each z [B, D], [B]; q the mean of the posteriors of the batch.
+
+    Chen et al. 2018, section 4.1 and appendix C.1: their minibatch-weighted sampling, up to a constant that depends on
+    the sizes of batch and data set and has no gradient. Of B examples it sees at most (D - 1) log B.
+    """
+    log_q = normal_log_prob(z[:, None], mu, logvar)  # [B, B, D], log q(z_i | x_j) of each dimension
+    log_each = logsumexp(log_q, axis=1) - jnp.log(len(z))
+    return logsumexp(log_q.sum(-1), axis=1) - jnp.log(len(z)) - log_each.sum(-1)
 
 
 @jax.custom_vjp
