@@ -121,10 +121,10 @@ def bootstrap(
 
 def moments(features: np.ndarray) -> Moments:
     """[N, D] -> mean and unbiased covariance; N at least 2. Worth keeping for a data set that is compared often."""
-    features = _checked(features, "features", 2)
+    features = checked(features, "features", 2)
     mean = features.mean(axis=0, dtype=np.float64)
     covariance = np.zeros((len(mean), len(mean)))
-    for rows in _blocks(len(features)):
+    for rows in blocks(len(features)):
         centred = features[rows] - mean
         covariance += centred.T @ centred
     return Moments(mean, covariance / (len(features) - 1))
@@ -141,7 +141,7 @@ def frechet_distance(real: np.ndarray | Moments, fake: np.ndarray | Moments) -> 
       fake: features [M, D], or their moments.
     """
     real, fake = (x if isinstance(x, Moments) else moments(x) for x in (real, fake))
-    _equally_wide(real.covariance, fake.covariance)
+    equally_wide(real.covariance, fake.covariance)
     return _frechet(real, fake)[0]
 
 
@@ -205,7 +205,7 @@ def classifier_score(probabilities: np.ndarray) -> float:
     Args:
       probabilities: p(y | x) of each sample, [N, K].
     """
-    p = _checked(probabilities, "class probabilities", 1).astype(np.float64)
+    p = checked(probabilities, "class probabilities", 1).astype(np.float64)
     total = p.sum(axis=1)
     if (p < 0).any() or (abs(total - 1) > 1e-3).any():
         worst = total[abs(total - 1).argmax()]
@@ -246,8 +246,8 @@ def mixture_modes(points: np.ndarray, centers: np.ndarray, sigma: float) -> Mixt
       centers: of the modes, [M, 2].
       sigma: standard deviation of each mode, in each direction.
     """
-    points, centers = _checked(points, "points", 1), _checked(centers, "centers", 1)
-    _equally_wide(centers, points)
+    points, centers = checked(points, "points", 1), checked(centers, "centers", 1)
+    equally_wide(centers, points)
     distance = np.linalg.norm(points[:, None] - centers, axis=-1)
     good = distance.min(axis=1) <= 3 * sigma
     return Mixture(float(good.mean()), len(np.unique(distance.argmin(axis=1)[good])))
@@ -265,7 +265,7 @@ def _frechet_measure(real, fake, **options) -> dict[str, Interval]:
     # Resampling the distance itself takes N D^2 + D^3 each time, and as a resample holds fewer distinct examples, its
     # interval is twice too wide at N = 2 D, three times at N = 2/3 D; this one is right to a fifth (normal features).
     values = np.empty(len(fake))
-    for rows in _blocks(len(fake)):
+    for rows in blocks(len(fake)):
         x = fake[rows] - of_fake.mean
         values[rows] = -2 * x @ gap + (x**2).sum(axis=1) - ((x @ factor) ** 2).sum(axis=1)
     return {"frechet": bootstrap(np.mean, values - values.mean() + distance, **options)}
@@ -338,10 +338,10 @@ def _prdc(real, fake, *, precision_k: int = 3, coverage_k: int = 5, block: int =
     (fake_radii,) = _radii(fake, (precision_k,), centre, block)
     precision, balls = np.zeros(len(fake), bool), np.zeros(len(fake), int)
     recall, coverage = np.zeros(len(real), bool), np.zeros(len(real), bool)
-    for f in _blocks(len(fake), block):
+    for f in blocks(len(fake), block):
         y = fake[f] - centre
-        for r in _blocks(len(real), block):
-            distance = _squared_distances(y, real[r] - centre)
+        for r in blocks(len(real), block):
+            distance = squared_distances(y, real[r] - centre)
             inside = distance <= wide[r]
             balls[f] += inside.sum(axis=1)
             coverage[r] |= inside.any(axis=0)
@@ -354,11 +354,11 @@ def _radii(x: np.ndarray, ks: Sequence[int], centre: np.ndarray, block: int) -> 
     """For each k, the squared distance [N] of every example to its k-th neighbour among the others."""
     most = max(ks) + 1  # an example is its own nearest neighbour, the 0th
     nearest = np.full((len(x), most), np.inf)
-    blocks = list(_blocks(len(x), block))
-    for i, a in enumerate(blocks):
+    parts = list(blocks(len(x), block))
+    for i, a in enumerate(parts):
         x_a = x[a] - centre
-        for b in blocks[i:]:
-            distance = _squared_distances(x_a, x[b] - centre)
+        for b in parts[i:]:
+            distance = squared_distances(x_a, x[b] - centre)
             nearest[a] = _smallest(nearest[a], distance)
             if a != b:
                 nearest[b] = _smallest(nearest[b], distance.T)
@@ -374,7 +374,7 @@ def _smallest(found: np.ndarray, more: np.ndarray) -> np.ndarray:
     return np.sort(np.concatenate([found, more], axis=1), axis=1)[:, :most]
 
 
-def _squared_distances(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+def squared_distances(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """[A, D], [B, D] -> [A, B]. What may be all rounding is 0, so that an example is at no distance from its copy."""
     squares = np.einsum("ij,ij->i", x, x)[:, None] + np.einsum("ij,ij->i", y, y)
     distance = x @ y.T
@@ -390,18 +390,18 @@ def _kl(p: np.ndarray, q: np.ndarray) -> np.ndarray:
         return np.where(p > 0, p * np.log(p / q), 0).sum(axis=-1)
 
 
-def _blocks(count: int, size: int = 2048) -> Iterator[slice]:
+def blocks(count: int, size: int = 2048) -> Iterator[slice]:
     for start in range(0, count, size):
         yield slice(start, min(start + size, count))
 
 
 def _pair(real: np.ndarray, fake: np.ndarray, least: int) -> tuple[np.ndarray, np.ndarray]:
-    real, fake = _checked(real, "real features", least), _checked(fake, "generated features", least)
-    _equally_wide(real, fake)
+    real, fake = checked(real, "real features", least), checked(fake, "generated features", least)
+    equally_wide(real, fake)
     return real, fake
 
 
-def _checked(x: np.ndarray, name: str, least: int) -> np.ndarray:
+def checked(x: np.ndarray, name: str, least: int) -> np.ndarray:
     """An array of finite numbers [N, D], N at least `least`."""
     x = np.asarray(x)
     if x.ndim != 2 or not x.shape[1]:
@@ -414,6 +414,6 @@ def _checked(x: np.ndarray, name: str, least: int) -> np.ndarray:
     return x
 
 
-def _equally_wide(real: np.ndarray, fake: np.ndarray) -> None:
+def equally_wide(real: np.ndarray, fake: np.ndarray) -> None:
     if real.shape[1] != fake.shape[1]:
         raise UserError(f"features of different widths, {real.shape[1]} and {fake.shape[1]}: make both by one network")

@@ -10,6 +10,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from jaxgen.errors import UserError
+from jaxgen.metrics.fidelity import checked
 
 ACTIVE = 0.01  # Burda et al. 2016, section 5.2: the least variance of the mean of a latent that is in use
 
@@ -36,7 +37,7 @@ def active_units(mu: np.ndarray, *, threshold: float = ACTIVE) -> np.ndarray:
 
     Burda et al. 2016, section 5.2: Var_x(E[z_d | x]) > 0.01.
     """
-    return _rows(mu, "means", 2).var(axis=0, ddof=1) > threshold
+    return checked(mu, "means", 2).astype(np.float64).var(axis=0, ddof=1) > threshold
 
 
 def collapse(mu: np.ndarray, *, threshold: float = ACTIVE) -> str | None:
@@ -300,18 +301,8 @@ def _halves(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     return order[: count // 2], order[count // 2 :]
 
 
-def _rows(x: np.ndarray, name: str, least: int) -> np.ndarray:
-    x = np.asarray(x, np.float64)
-    if x.ndim != 2 or len(x) < least or not x.shape[1]:
-        raise UserError(f"{name}: expected an array [N, D] of at least {least} examples, got shape {list(x.shape)}")
-    if not np.isfinite(x).all():
-        bad = int((~np.isfinite(x).all(axis=1)).sum())
-        raise UserError(f"{name}: {bad} of {len(x)} examples hold numbers that are not finite; look for what made them")
-    return x
-
-
 def _posterior(mu: np.ndarray, logvar: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    mu, logvar = _rows(mu, "means", 1), _rows(logvar, "log-variances", 1)
+    mu, logvar = checked(mu, "means", 1).astype(np.float64), checked(logvar, "log-variances", 1).astype(np.float64)
     if mu.shape != logvar.shape:
         raise UserError(f"means {list(mu.shape)} and log-variances {list(logvar.shape)}: expected equal shapes")
     return mu, logvar
@@ -319,7 +310,7 @@ def _posterior(mu: np.ndarray, logvar: np.ndarray) -> tuple[np.ndarray, np.ndarr
 
 def _known(codes: np.ndarray, factors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Checked, without the factors that never change."""
-    codes, factors = _rows(codes, "codes", 4), np.asarray(factors)
+    codes, factors = checked(codes, "codes", 4).astype(np.float64), np.asarray(factors)
     if factors.ndim != 2 or len(factors) != len(codes) or factors.dtype.kind not in "iu":
         raise UserError(
             f"factors: expected integers [{len(codes)}, F], a row for each code, got {factors.dtype} "

@@ -1,0 +1,118 @@
+"""What copies is told from what does not, however blurred; what a likelihood betrays equals its definition."""
+
+import math
+from statistics import NormalDist
+
+import numpy as np
+import pytest
+
+from jaxgen.errors import UserError
+from jaxgen.metrics.memorization import membership, memorization, nearest
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(0)
+
+
+@pytest.mark.parametrize(("dtype", "block"), [(np.float64, 7), (np.float32, 1000)])
+def test_nearest_is_the_nearest(rng, dtype, block):
+    x, y = (100 + rng.normal(size=(n, 4)).astype(dtype) for n in (30, 41))
+    distances = np.array([[math.dist(a, b) for b in y] for a in x])
+    index, distance = nearest(x, y, block=block)
+    np.testing.assert_array_equal(index, distances.argmin(1))
+    np.testing.assert_allclose(distance, distances.min(1), rtol=1e-9)
+    assert not nearest(y[:5], y, block=block)[1].any()
+
+
+def draws(rng, *counts, width=6):
+    return [rng.normal(size=(count, width)) for count in counts]
+
+
+def test_the_test_is_calibrated(rng):
+    """Of models that sample from the distribution itself, no more are suspected than the level says."""
+    found = [memorization(*draws(rng, 300, 200, 150), seed=seed) for seed in range(100)]
+    p = np.array([one.p_value for one in found])
+    assert (p < 0.1).mean() < 0.2
+    assert p.min() > 0.001
+    assert not any(one.copies for one in found)
+    assert np.mean([one.near.value for one in found]) == pytest.approx(0.01, abs=0.01)
+
+
+def test_blurred_samples_are_near_and_no_copies(rng):
+    """The middle of a cluster is nearer to its examples than they are to each other."""
+    middles = 10 * rng.normal(size=(20, 30))
+    samples, train, held_out = (
+        middles[rng.integers(20, size=count)] + noise * rng.normal(size=(count, 30))
+        for count, noise in ((500, 0.1), (400, 1), (300, 1))
+    )
+    found = memorization(samples, train, held_out)
+    assert found.near.value > 0.9
+    assert not found.copies
+    assert str(found).startswith("no sign of copying: ")
+    one = memorization(np.tile(train[:1], (500, 1)), train, held_out)  # all alike: by chance near one of the two
+    assert one.near.value == 1
+    assert not one.copies
+
+
+def test_copies_are_found_and_counted(rng):
+    samples, train, held_out = draws(rng, 500, 400, 300)
+    samples[:200] = train[rng.integers(400, size=200)] + 0.01 * rng.normal(size=(200, 6))
+    found = memorization(samples, train, held_out)
+    assert found.copies
+    assert found.copied == pytest.approx(0.4, abs=0.05)
+    assert found.near.low < 0.41 < found.near.high + 0.02
+    assert str(found).startswith("the model copies: about 4")
+    assert set(found.worst(200)) == set(range(200))
+    assert (np.diff(found.distance[found.worst(10**6)]) >= 0).all()
+    np.testing.assert_allclose(found.distance, np.linalg.norm(samples - train[found.nearest], axis=1))
+    assert (found.held_out < found.threshold).mean() == pytest.approx(0.01, abs=0.005)
+    assert not memorization(samples, held_out, train).copies  # what it copies is held out
+
+
+def test_binarised_copies_are_found_among_binarised_examples(rng):
+    samples, train, held_out = (rng.uniform(size=(n, 30)) ** 4 for n in (300, 200, 200))
+    samples[:150] = train[rng.integers(200, size=150)]
+
+    def binarised(x):
+        return (rng.uniform(size=x.shape) < x).astype(float)
+
+    found = memorization(binarised(samples), train, held_out, drawn=binarised(held_out))
+    assert found.near.value < 0.5
+    assert not memorization(
+        binarised(held_out), train, rng.uniform(size=(200, 30)) ** 4, drawn=binarised(held_out)
+    ).copies
+
+
+def test_membership_equals_its_definition(rng):
+    a, b = rng.integers(6, size=40), rng.integers(5, size=30)
+    pairs = np.array([(x > y) + 0.5 * (x == y) for x in a for y in b]).reshape(40, 30)
+    found = membership(a, b)
+    assert found.value == pytest.approx(pairs.mean())
+    error = math.sqrt(pairs.mean(1).var(ddof=1) / 40 + pairs.mean(0).var(ddof=1) / 30)  # DeLong et al. 1988
+    assert found.high - found.low == pytest.approx(2 * 1.959964 * error, rel=1e-5)
+    assert membership(b, a).value == pytest.approx(1 - found.value)
+    assert membership([1, 2], [0, 0.5]) == (1, 1, 1)
+
+
+def test_membership_covers_the_truth(rng):
+    truth = NormalDist().cdf(1 / math.sqrt(2))  # of two unit normals whose means are 1 apart
+    found = [membership(rng.normal(size=60) + 1, rng.normal(size=80)) for _ in range(300)]
+    assert np.mean([one.value for one in found]) == pytest.approx(truth, abs=0.01)
+    assert np.mean([one.low < truth < one.high for one in found]) == pytest.approx(0.95, abs=0.04)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((np.zeros((3, 2)), np.zeros((3, 3)), np.zeros((3, 3))), "different widths, 3 and 2"),
+        ((np.zeros((3, 2)), np.zeros((0, 2)), np.zeros((3, 2))), "training examples: this measure needs at least 1"),
+        ((np.zeros((3, 2)), np.full((3, 2), np.inf), np.zeros((3, 2))), "training examples: 3 of 3"),
+        ((np.zeros(3), np.zeros((3, 2)), np.zeros((3, 2))), "samples: expected an array"),
+    ],
+)
+def test_bad_input_is_said(arguments, message):
+    with pytest.raises(UserError, match=message):
+        memorization(*arguments)
+    with pytest.raises(UserError, match="values of held-out examples: this measure needs at least 2"):
+        membership(np.zeros(3), np.zeros(1))
