@@ -51,11 +51,11 @@ class ModelConfig:
     """Steps over which that weight grows from 0."""
     free_bits: float = 0.0
     """Nats of KL per latent dimension that cost nothing."""
+    total_correlation: float = 1.0
+    """Weight within the KL of what makes latents depend on each other: above 1 is beta-TCVAE."""
 
 
 @dataclass(frozen=True)
-    total_correlation: float = 1.0
-    """Weight within the KL of what makes latents depend on each other: above 1 is beta-TCVAE."""
 class EvaluateConfig(flags.EvaluateConfig):
     """What is measured at the end, and by `python -m jaxgen evaluate`."""
 
@@ -108,6 +108,11 @@ def build(config: Config, spec: Spec) -> Experiment:
         raise UserError(f"--evaluate.nll-samples {config.evaluate.nll_samples}: expected at least 1")
     if not config.sample.temperature >= 0:
         raise UserError(f"--temperature {config.sample.temperature}: expected at least 0")
+    if options.total_correlation != 1 and (config.run.parallel != "jit" or config.run.accumulate > 1):
+        raise UserError(
+            f"--model.total-correlation {options.total_correlation:g} is estimated over the whole batch: leave out "
+            "--run.parallel and --run.accumulate"
+        )
     decode = dynamic_binarize if spec.binarization == "dynamic" else to_unit
     model = vae(
         **networks(shape, options, config.run.dtype),
@@ -116,15 +121,11 @@ def build(config: Config, spec: Spec) -> Experiment:
         store=to_uint8,
         optimizer=config.optimizer.build(config.steps),
         num_samples=options.num_samples,
-    if options.total_correlation != 1 and (config.run.parallel != "jit" or config.run.accumulate > 1):
-        raise UserError(
-            f"--model.total-correlation {options.total_correlation:g} is estimated over the whole batch: leave out "
-            "--run.parallel and --run.accumulate"
-        )
         doubly_reparameterized=options.doubly_reparameterized,
         beta=options.beta,
         warmup_steps=options.warmup_steps,
         free_bits=options.free_bits,
+        total_correlation=options.total_correlation,
         num_classes=len(spec.classes) if options.conditional else 0,
         remat=config.run.remat,
     )
@@ -133,7 +134,6 @@ def build(config: Config, spec: Spec) -> Experiment:
         protocol += f", {likelihoods()[options.likelihood].name}"
     return experiment(model, config, protocol)
 
-        total_correlation=options.total_correlation,
 
 def networks(shape: tuple[int, ...], options: ModelConfig, dtype: str) -> dict:
     """Encoders and decoders, sized by the shape [H, W, C] of one image."""

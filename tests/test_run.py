@@ -317,11 +317,6 @@ def test_falls_back_and_says_so_everywhere(config, tmp_path, monkeypatch, capsys
         ({"model": vae_mnist.ModelConfig(conditional=True), "sample": vae_mnist.SampleConfig(10)}, "0 to 9"),
         ({"data": flags.ImageDataConfig("mnist_5k", binarization="none")}, "Bernoulli"),
         ({"data": flags.ImageDataConfig("mnits", strict=True)}, "unknown data set 'mnits', did you mean mnist"),
-    ],
-)
-def test_a_mistake_is_one_clear_line(config, change, message):
-    with pytest.raises(UserError, match=message) as error:
-        train(replace(config, **change))
         (
             {
                 "model": vae_mnist.ModelConfig(hidden=(8,), latents=(2,), total_correlation=6.0),
@@ -329,6 +324,11 @@ def test_a_mistake_is_one_clear_line(config, change, message):
             },
             "--model.total-correlation 6 is estimated over the whole batch",
         ),
+    ],
+)
+def test_a_mistake_is_one_clear_line(config, change, message):
+    with pytest.raises(UserError, match=message) as error:
+        train(replace(config, **change))
     assert len(str(error.value).splitlines()) == 1
 
 
