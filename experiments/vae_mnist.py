@@ -4,6 +4,7 @@ By default the model of Burda et al. 2015 with one stochastic layer (784-200-200
 that its test likelihood can stand beside their Table 1.
 """
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -13,12 +14,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxgen import config as flags
+from jaxgen.audit import images_audit
 from jaxgen.data import Dataset, Spec
 from jaxgen.data.decode import dynamic_binarize, to_uint8, to_unit
 from jaxgen.distributions import bernoulli, discretized_logistic, normal
 from jaxgen.errors import UserError
-from jaxgen.evaluate import Estimate, estimate, evaluate, importance_weighted_nll
+from jaxgen.evaluate import Estimate, estimate, importance_weighted_nll, per_example
 from jaxgen.experiment import Experiment
+from jaxgen.metrics import latents
 from jaxgen.models.vae import VAE, vae
 from jaxgen.networks import conv, mlp
 from jaxgen.report import grid
@@ -56,11 +59,14 @@ class ModelConfig:
 
 
 @dataclass(frozen=True)
-class EvaluateConfig(flags.EvaluateConfig):
+class EvaluateConfig(flags.ImageEvaluateConfig):
     """What is measured at the end, and by `python -m jaxgen evaluate`."""
 
     nll_samples: int = 500
     """Importance samples per test image for its negative log-likelihood; published tables use 5000."""
+    disentanglement: int | None = 1_000
+    """Test images on which predictors of the factors are trained, as many to test them, where the data have known
+    factors (pip install -e '.[insight]'); None: no scores of disentanglement."""
 
 
 @dataclass(frozen=True)
@@ -106,6 +112,8 @@ def build(config: Config, spec: Spec) -> Experiment:
         raise UserError(f"{spec.name} holds {dtype} images: expected uint8")
     if config.evaluate.nll_samples < 1:
         raise UserError(f"--evaluate.nll-samples {config.evaluate.nll_samples}: expected at least 1")
+    if config.evaluate.disentanglement is not None and config.evaluate.disentanglement < 100:
+        raise UserError(f"--disentanglement {config.evaluate.disentanglement}: expected at least 100 images, or None")
     if not config.sample.temperature >= 0:
         raise UserError(f"--temperature {config.sample.temperature}: expected at least 0")
     if options.total_correlation != 1 and (config.run.parallel != "jit" or config.run.accumulate > 1):
@@ -154,10 +162,10 @@ def networks(shape: tuple[int, ...], options: ModelConfig, dtype: str) -> dict:
             "latents": options.latents,
         }
     encoders, decoders = [], []
-    for layer, (hidden, latents) in enumerate(zip(options.hidden, options.latents, strict=True)):
+    for layer, (hidden, size) in enumerate(zip(options.hidden, options.latents, strict=True)):
         below = (2 * options.latents[layer - 1],) if layer else output
         event = 1 if layer else len(shape)
-        encoders.append(mlp.MLP((hidden,) * options.depth, (2 * latents,), event=event, dtype=dtype))
+        encoders.append(mlp.MLP((hidden,) * options.depth, (2 * size,), event=event, dtype=dtype))
         decoders.append(mlp.MLP((hidden,) * options.depth, below, dtype=dtype))
     return {"encoders": encoders, "decoders": decoders, "latents": options.latents}
 
@@ -172,6 +180,29 @@ def experiment(model: VAE, config: Config, protocol: str) -> Experiment:
     reconstruct, decode, observe = jax.jit(model.reconstruct), jax.jit(model.decode), jax.jit(model.observe)
     encode, sample = jax.jit(model.encode), jax.jit(model.sample, static_argnames=("n", "draw"))
     nll = importance_weighted_nll(model.observe, model.log_weights, num_samples=config.evaluate.nll_samples)
+    seen = {}
+
+    def watch(params, batch, key):
+        """What the model says of each example, and the posterior of the top layer."""
+        label = batch["label"] if options.conditional else None
+        mu, logvar = model.encode(params, model.observe(batch, key), label)
+        return model.evaluate(params, batch, key) | {"mu": mu, "logvar": logvar}
+
+    def look(params, arrays, key):
+        """Means of what the model says, and all of the posterior; of the last parameters it is remembered."""
+        if seen.get("params") is not params or seen["arrays"] is not arrays:
+            seen.update(params=params, arrays=arrays, values=per_example(watch, params, arrays, key))
+        values = dict(seen["values"])
+        mu, logvar = values.pop("mu"), values.pop("logvar")
+        return {name: estimate(value) for name, value in values.items()}, mu, logvar
+
+    def validate(params, arrays, key):
+        means, mu, _ = look(params, arrays, key)
+        return means | {"active units": Estimate(float(latents.active_units(mu).sum()), 0.0)}
+
+    def warn(figures):
+        sentence = latents.collapse(seen["values"]["mu"])
+        return [sentence] if sentence else []
 
     def pictures(params, arrays, key):
         """Samples; held-out images over their reconstructions; paths between pairs of them through the latents."""
@@ -188,26 +219,55 @@ def experiment(model: VAE, config: Config, protocol: str) -> Experiment:
         return {
             "samples": grid(np.asarray(draw(params, key, 100))),
             "reconstructions": grid(np.asarray(to_uint8(pairs.reshape(-1, *x.shape[1:]))), columns=n),
+            "latents": table(*look(params, arrays, key)[1:]),
             "interpolations": grid(np.asarray(to_uint8(decode(params, paths, path_label))), columns=n),
         }
 
     def measure(params, arrays, key, on_progress):
         count, k = len(arrays["image"]), config.evaluate.nll_samples
-        elbo = evaluate(model.evaluate, params, arrays, key)
+        elbo, mu, logvar = look(params, arrays, key)
+        some = slice(0, 10_000)  # more would cost their square
+        kl, told = latents.kl(mu[some], logvar[some]).sum(1), latents.information(mu[some], logvar[some])
+        of, bound = f"{len(told):,} images", f"at most {math.log(len(told)):.2f}"
+        known = {}
+        if "factors" in arrays and config.evaluate.disentanglement is not None:
+            found = latents.scores(mu, arrays["factors"], most=config.evaluate.disentanglement)
+            known = {f"{name} ({protocol}, {count:,} images)": Estimate(value, 0.0) for name, value in found.items()}
         values = nll(params, arrays, key, lambda done: on_progress(done / count))
         return {
             f"test NLL, nats ({protocol}, {k} importance samples, {count:,} images)": estimate(values),
             f"test -ELBO, nats ({protocol})": Estimate(-elbo["elbo"].mean, elbo["elbo"].error),
             f"test reconstruction, nats ({protocol})": elbo["reconstruction"],
             "test KL, nats": elbo["kl"],
-        }
+            f"active units of {mu.shape[1]} (Burda et al. 2016)": Estimate(float(latents.active_units(mu).sum()), 0.0),
+            f"mutual information of image and latents, nats ({of}: {bound})": estimate(told),
+            f"KL of the aggregate posterior from the prior, nats ({of})": estimate(kl - told),
+        } | known
 
     def draw(params, key, n):
         controls = config.sample
         condition = None if controls.label is None else jnp.full(n, controls.label)
         return sample(params, key, n, condition, temperature=controls.temperature, draw=controls.draw)
 
-    return Experiment(model, "Variational autoencoder", protocol, pictures, measure=measure, draw=draw)
+    return Experiment(
+        model,
+        "Variational autoencoder",
+        protocol,
+        pictures,
+        validate=validate,
+        warn=warn,
+        measure=measure,
+        audit=images_audit(draw=draw, evaluate=model.evaluate, betrays="-loss", count=config.evaluate.copies),
+        draw=draw,
+    )
+
+
+def table(mu: np.ndarray, logvar: np.ndarray) -> str:
+    """What each latent dimension says of the data, the most first, and which say nothing."""
+    kl, active = latents.kl(mu, logvar).mean(0), latents.active_units(mu)
+    rows = [f"{d:>9}  {kl[d]:7.3f}  {mu[:, d].var():17.4f}{'' if active[d] else '  unused'}" for d in np.argsort(-kl)]
+    sentence = latents.collapse(mu) or "every latent dimension is in use"
+    return "\n".join([f"{sentence}.", "", "dimension  KL, nats  variance of means", *rows, ""])
 
 
 NAMED = {

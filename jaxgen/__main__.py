@@ -124,17 +124,21 @@ def sample(directory: Path, args: list[str]) -> None:
 
 def evaluate(directory: Path, args: list[str]) -> None:
     from jaxgen import folder
-    from jaxgen.experiment import built, measure, restore_params
+    from jaxgen.experiment import audit, built, measure, restore_params
 
     record, module, config = folder.load_run(directory)
     own, options = _parse(Evaluate, config.evaluate, f"evaluate {directory}", args)
     config, data = _trained_on(record, module, replace(config, evaluate=options), own.data_dir)
     experiment = built(module.build, config, record.data)
     step, params = restore_params(config, experiment.model, record.data)
-    figures = measure(config, experiment, params, data.test)
+    found = audit(config, experiment, params, data)
+    figures = measure(config, experiment, params, data.test) | found.figures
     print(f"{directory} at step {step}, {record.data.name} test")
     for name, value in figures.items():
         print(f"  {name}  {value}")
+    for exhibit in found.exhibits.values():
+        if isinstance(exhibit, str):
+            print(f"\n{exhibit}", end="")
 
 
 def replay(directory: Path, args: list[str]) -> None:

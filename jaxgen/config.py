@@ -213,6 +213,15 @@ class EvaluateConfig:
 
 
 @dataclass(frozen=True)
+class ImageEvaluateConfig(EvaluateConfig):
+    """What is measured of a model of images."""
+
+    copies: int | None = field(default=1_000, kw_only=True)
+    """Samples whose nearest training images are looked for, and images that are asked whether they were trained on:
+    does the model copy? None: it is not asked."""
+
+
+@dataclass(frozen=True)
 class SampleConfig:
     """Controls of `python -m jaxgen sample`: options of a family."""
 

@@ -11,6 +11,7 @@ from jax.scipy.special import logsumexp
 from jax.sharding import PartitionSpec
 
 from jaxgen import parallel
+from jaxgen.metrics.fidelity import Interval
 from jaxgen.types import Batch, Key, Params
 
 
@@ -36,6 +37,11 @@ def estimate(values: np.ndarray) -> Estimate:
         return Estimate(float(values.mean()), float(error))
 
 
+def interval(value: Interval) -> Estimate:
+    """With half the width of a 95 % interval in terms of a standard error."""
+    return Estimate(value.value, (value.high - value.low) / (2 * 1.96))
+
+
 def evaluate(
     function: Callable[[Params, Batch, Key], dict[str, jax.Array]],
     params: Params,
@@ -44,9 +50,22 @@ def evaluate(
     *,
     batch_size: int = 1000,
 ) -> dict[str, Estimate]:
-    """Means of `model.evaluate` over a data set of any size, its batches split over all devices.
+    """Means of `model.evaluate` over a data set of any size."""
+    values = per_example(function, params, arrays, key, batch_size=batch_size)
+    return {name: estimate(value) for name, value in values.items()}
 
-    The last batch is filled up with copies of the first examples, whose values are not counted.
+
+def per_example(
+    function: Callable[[Params, Batch, Key], dict[str, jax.Array]],
+    params: Params,
+    arrays: dict[str, np.ndarray],
+    key: Key,
+    *,
+    batch_size: int = 1000,
+) -> dict[str, np.ndarray]:
+    """What `model.evaluate`, or anything like it, says of each example, [N, ...], its batches split over all devices.
+
+    The last batch is filled up with copies of the first examples, whose values are left out.
     """
     mesh = parallel.make_mesh()
     compiled, values = parallel.gathered(function, mesh), {}
@@ -56,7 +75,7 @@ def evaluate(
         batch = parallel.put_rows({name: array[rows] for name, array in arrays.items()}, mesh)
         for name, value in compiled(params, batch, jax.random.fold_in(key, i)).items():
             values.setdefault(name, []).append(np.asarray(value))
-    return {name: estimate(np.concatenate(parts)[:count]) for name, parts in values.items()}
+    return {name: np.concatenate(parts)[:count] for name, parts in values.items()}
 
 
 def importance_weighted_nll(

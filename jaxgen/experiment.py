@@ -9,9 +9,10 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jaxgen import log, parallel
+from jaxgen.audit import Audit
 from jaxgen.checkpoint import restore
 from jaxgen.config import Config
-from jaxgen.data.source import Arrays, Spec
+from jaxgen.data.source import Arrays, Dataset, Spec
 from jaxgen.errors import UserError
 from jaxgen.evaluate import Estimate, evaluate
 from jaxgen.report import Exhibit, grid
@@ -35,6 +36,7 @@ class Experiment(NamedTuple):
       warn: what is wrong with a model of such figures, in words.
       measure: `(params, arrays, key, on_progress) ->` figures on all test examples, by default the means of
         `model.evaluate`; on_progress hears the share done.
+      audit: `(params, train, held_out, key) ->` what a comparison with the training data shows; by default nothing.
       draw: `(params, key, n) ->` samples as stored, with the controls of `config.sample`; by default `model.sample`.
       render: samples as stored -> one exhibit, or a list of several, of which the first is the one to show.
       stream: `(params, key) ->` the pieces of one sample as they come; by default a sample comes whole.
@@ -50,6 +52,7 @@ class Experiment(NamedTuple):
     criterion: str = "loss"
     warn: Callable[[Figures], list[str]] = lambda figures: []
     measure: Callable[[Params, Arrays, Key, Callable[[float], None]], Figures] | None = None
+    audit: Callable[[Params, Arrays, Arrays, Key], Audit] | None = None
     draw: Callable[[Params, Key, int], jax.Array] | None = None
     render: Callable[[np.ndarray], Exhibit | list[Exhibit]] = grid
     stream: Callable[[Params, Key], Iterator[str]] | None = None
@@ -132,6 +135,15 @@ def _measure(experiment: Experiment, params: Params, arrays: Arrays) -> Figures:
         return {f"test {name} ({experiment.protocol})": value for name, value in means.items()}
     with log.bar("measuring") as on_progress:
         return experiment.measure(params, arrays, key, on_progress)
+
+
+def audit(config: Config, experiment: Experiment, params: Params, data: Dataset) -> Audit:
+    """The experiment's, of the model of the first seed."""
+    if experiment.audit is None:
+        return Audit()
+    found = experiment.audit(members(config, params)[0], data.train, data.test, jax.random.key(0))
+    suffix = f", seed {config.seed} alone" if config.seeds > 1 else ""
+    return found._replace(figures={name + suffix: value for name, value in found.figures.items()})
 
 
 def draw(experiment: Experiment, params: Params, key: Key, n: int) -> np.ndarray:

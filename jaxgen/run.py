@@ -33,6 +33,7 @@ from jaxgen.experiment import (
     Experiment,
     Figures,
     abstract_state,
+    audit,
     built,
     evaluation_params,
     initializer,
@@ -197,7 +198,12 @@ def _train_and_measure(
                 if main:
                     print(f"stopped and saved at step {step} of {config.steps}: the same command goes on{again}")
                 return None
-            figures = measure(config, experiment, evaluation_params(state), data.test)
+            params = evaluation_params(state)
+            found = audit(config, experiment, params, data)
+            figures = measure(config, experiment, params, data.test) | found.figures
+            for warning in found.warnings:
+                writer.warn(step, warning)
+            _exhibit(directory, step, found.exhibits)
             writer.write(step, {"figures": figures, "measured": record.config["evaluate"]})
     return figures
 
@@ -265,11 +271,7 @@ def _train(
         writer.say(f"step {step}  {split}  " + "  ".join(f"{name} {value.mean:.4g}" for name, value in values.items()))
         for warning in experiment.warn(values):
             writer.warn(step, warning)
-        for caption, exhibit in experiment.exhibits(members(config, params)[0], held_out, fixed_key).items():
-            suffix, content = report.encode(exhibit)
-            if processes.is_main():
-                path = config.workdir / "samples" / f"{caption.replace(' ', '_')}_{step:07d}{suffix}"
-                write_atomically(path, content)
+        _exhibit(config.workdir, step, experiment.exhibits(members(config, params)[0], held_out, fixed_key))
 
     def on_progress(progress: Progress) -> None:
         writer.progress(progress)
@@ -308,6 +310,14 @@ def _train(
         if guard.full or not is_finite(state.params):
             _stop_for_bad_numbers(config, guard)
         return state, step < config.steps
+
+
+def _exhibit(directory: Path, step: int, exhibits: Mapping[str, report.Exhibit]) -> None:
+    """Files for the report."""
+    for caption, exhibit in exhibits.items():
+        suffix, content = report.encode(exhibit)
+        if processes.is_main():
+            write_atomically(directory / "samples" / f"{caption.replace(' ', '_')}_{step:07d}{suffix}", content)
 
 
 def _stop_for_bad_numbers(config: Config, guard: Guard) -> NoReturn:

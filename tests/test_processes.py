@@ -21,7 +21,7 @@ from jaxgen.checkpoint import saved_steps
 
 WORKER = str(Path(__file__).with_name("worker.py"))
 TINY = ["--data.name", "mnist_5k", "--model.hidden", "8", "--model.latents", "2", "--batch-size", "16"]
-TINY += ["--evaluate.nll-samples", "2", "--run.log-every", "20", "--run.chunk", "10"]
+TINY += ["--evaluate.nll-samples", "2", "--evaluate.copies", "None", "--run.log-every", "20", "--run.chunk", "10"]
 LIMIT = 240  # seconds until a process counts as hanging
 
 

@@ -25,7 +25,7 @@ from jaxgen.experiment import abstract_state
 from jaxgen.run import run
 
 TINY = ["--data.name", "mnist_5k", "--model.hidden", "8", "--model.latents", "2", "--batch-size", "16"]
-TINY += ["--evaluate.nll-samples", "2", "--run.log-every", "50"]
+TINY += ["--evaluate.nll-samples", "2", "--evaluate.copies", "None", "--run.log-every", "50"]
 
 
 @pytest.fixture(scope="session")
@@ -42,7 +42,7 @@ def config_in(workdir: Path) -> vae_mnist.Config:
         batch_size=16,
         data=flags.ImageDataConfig(name="mnist_5k"),
         model=vae_mnist.ModelConfig(hidden=(8,), latents=(2,)),
-        evaluate=vae_mnist.EvaluateConfig(nll_samples=2),
+        evaluate=vae_mnist.EvaluateConfig(nll_samples=2, copies=None),
         run=flags.RunConfig(log_every=30, evaluate_every=60, checkpoint_every=40, keep=10, chunk=20),
     )
 
@@ -99,8 +99,8 @@ def test_a_run_leaves_what_it_promises(config, capsys):
     assert [row["step"] for row in rows if "train/loss (mnist_5k, dynamic binarisation)" in row] == [30, 60, 90, 120]
     assert [row["step"] for row in rows if "test/elbo (mnist_5k, dynamic binarisation)" in row] == [60, 120]
     pictures = sorted(path.name for path in (config.workdir / "samples").iterdir())
-    kinds = ["interpolations", "reconstructions", "samples"]
-    assert pictures == [f"{kind}_{step:07d}.png" for kind in kinds for step in (60, 120)]
+    kinds = {"interpolations": "png", "latents": "txt", "reconstructions": "png", "samples": "png"}
+    assert pictures == [f"{kind}_{step:07d}.{suffix}" for kind, suffix in kinds.items() for step in (60, 120)]
     page = (config.workdir / "report.html").read_text()
     assert "python -m experiments.vae_mnist" in page
     assert page.count("data:image/png;base64,") == 6  # the newest of each kind, and those before folded away
@@ -114,8 +114,13 @@ def test_a_run_leaves_what_it_promises(config, capsys):
     again = capsys.readouterr().out
     assert "is finished: nothing left to do" in again
     assert again.splitlines()[2:] == printed[printed.index("\nVariational") + 1 :].splitlines()
-    train(replace(config, evaluate=vae_mnist.EvaluateConfig(3)))  # but other figures are measured
-    assert "3 importance samples" in capsys.readouterr().out
+    train(replace(config, evaluate=vae_mnist.EvaluateConfig(3, copies=20)))  # but other figures are measured
+    printed = capsys.readouterr().out
+    assert "3 importance samples" in printed
+    assert "membership AUC (by loss, 20 training and 20 held-out images)" in printed
+    page = (config.workdir / "report.html").read_text()
+    assert "samples over nearest training images" in page
+    assert "no sign of copying" in page
 
 
 def test_another_configuration_is_refused_with_the_fields_that_differ(finished):
@@ -128,7 +133,7 @@ def test_another_configuration_is_refused_with_the_fields_that_differ(finished):
         with pytest.raises(UserError, match=name):
             train(other)
     # How a run is watched and measured is no part of what it is.
-    train(replace(config, run=flags.RunConfig(log_every=1), evaluate=vae_mnist.EvaluateConfig(3)))
+    train(replace(config, run=flags.RunConfig(log_every=1), evaluate=vae_mnist.EvaluateConfig(3, copies=None)))
     train(replace(config, steps=20, run=flags.RunConfig(overwrite=True)))
     assert int(state_of(config.workdir).step) == 20
 
@@ -168,7 +173,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_the_end_is_the_same(finished, w
     config = finished
     manifest = config.workdir / "checkpoints" / "120" / "manifest.json"
     manifest.write_bytes(manifest.read_bytes()[:-1])
-    train(replace(config, evaluate=vae_mnist.EvaluateConfig(3)))
+    train(replace(config, evaluate=vae_mnist.EvaluateConfig(3, copies=None)))
     printed = capsys.readouterr().out
     assert "checkpoint 120 is passed over" in printed
     assert f"going on from step 80 in {config.workdir}" in printed
@@ -313,10 +318,10 @@ def test_falls_back_and_says_so_everywhere(config, tmp_path, monkeypatch, capsys
         ({"run": flags.RunConfig(chunk=0)}, "--run.chunk 0: expected at least 1"),
         ({"run": flags.RunConfig(evaluate_every=-1)}, "--run.evaluate-every -1"),
         ({"evaluate": vae_mnist.EvaluateConfig(0)}, "nll-samples 0"),
+        ({"evaluate": vae_mnist.EvaluateConfig(disentanglement=9)}, "--disentanglement 9: expected at least 100"),
         ({"sample": vae_mnist.SampleConfig(label=3)}, "--label 3: expected none"),
         ({"model": vae_mnist.ModelConfig(conditional=True), "sample": vae_mnist.SampleConfig(10)}, "0 to 9"),
         ({"data": flags.ImageDataConfig("mnist_5k", binarization="none")}, "Bernoulli"),
-        ({"data": flags.ImageDataConfig("mnits", strict=True)}, "unknown data set 'mnits', did you mean mnist"),
         (
             {
                 "model": vae_mnist.ModelConfig(hidden=(8,), latents=(2,), total_correlation=6.0),
@@ -324,6 +329,7 @@ def test_falls_back_and_says_so_everywhere(config, tmp_path, monkeypatch, capsys
             },
             "--model.total-correlation 6 is estimated over the whole batch",
         ),
+        ({"data": flags.ImageDataConfig("mnits", strict=True)}, "unknown data set 'mnits', did you mean mnist"),
     ],
 )
 def test_a_mistake_is_one_clear_line(config, change, message):
@@ -352,6 +358,20 @@ def test_at_the_command_line_no_traceback_and_nothing_left(arguments, message, e
     assert message in result.stderr + result.stdout
     assert "Traceback" not in result.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_latents_have_learnt_is_said(config, capsys):
+    """A model whose KL weighs too much uses none of them, and says so; the data's factors are looked for in them."""
+    heavy = replace(config.model, latents=(3,), beta=100.0)
+    few = flags.RunConfig(log_every=400, evaluate_every=400, checkpoint_every=400)
+    data = flags.ImageDataConfig("sprites", image_size=8)
+    train(replace(config, steps=400, data=data, model=heavy, run=few, evaluate=vae_mnist.EvaluateConfig(2, 100)))
+    printed = capsys.readouterr().out
+    sentence = "the posterior has collapsed in 3 of 3 latent dimensions, numbers 0 to 2"
+    assert f"step 400  warning: {sentence}" in printed
+    assert sentence in (config.workdir / "report.html").read_text()
+    for figure in ("active units of 3 (Burda et al. 2016)", "mutual information", "aggregate posterior", "MIG", "SAP"):
+        assert figure in printed
 
 
 def test_help_explains_every_field(environment):
