@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxgen import config as flags
+from jaxgen.audit import images_audit
 from jaxgen.data import Dataset, Spec
 from jaxgen.data.decode import dynamic_binarize
 from jaxgen.errors import UserError
@@ -91,6 +92,7 @@ class Config(flags.Config):
         )
     )
     run: flags.RunConfig = field(default_factory=lambda: flags.RunConfig(log_every=200, evaluate_every=4_000, chunk=10))
+    evaluate: flags.ImageEvaluateConfig = field(default_factory=lambda: flags.ImageEvaluateConfig(copies=200))
     sample: SampleConfig = field(default_factory=SampleConfig)
 
 
@@ -191,7 +193,14 @@ def experiment(model: Autoregressive, config: Config, spec: Spec) -> Experiment:
         label = None if controls.label is None else jnp.full(n, controls.label)
         return sample(params, key, n, label, controls=Controls(controls.temperature, guidance=controls.guidance))
 
-    return Experiment(model, "Autoregressive model", protocol, exhibits, measure=measure, draw=draw)
+    audit = images_audit(
+        draw=draw,
+        evaluate=model.evaluate,
+        betrays="-loss",
+        count=config.evaluate.copies,
+        form=(lambda image, key: 255 * dynamic_binarize(image, key)) if spec.binarization == "dynamic" else None,
+    )
+    return Experiment(model, "Autoregressive model", protocol, exhibits, measure=measure, audit=audit, draw=draw)
 
 
 NAMED = {

@@ -32,6 +32,7 @@ def small(tmp_path, kind="pixelcnn", binarization="dynamic", **changes):
         data=flags.ImageDataConfig("mnist_5k", image_size=8, binarization=binarization),
         model=replace(SMALL[kind], **changes),
         run=flags.RunConfig(log_every=10, evaluate_every=20, checkpoint_every=20, chunk=5),
+        evaluate=flags.ImageEvaluateConfig(copies=None),
     )
 
 
@@ -82,6 +83,10 @@ def test_a_run_is_conditional_and_completes_images(tmp_path, capsys):
         pictures.append(out.read_bytes())
     assert len(set(pictures)) == 4
     assert "4 samples" in capsys.readouterr().out
+    commands.main(["evaluate", str(config.workdir), "--copies", "20"])
+    printed = capsys.readouterr().out
+    assert "membership AUC (by loss, 20 training and 20 held-out images)" in printed
+    assert "no sign of copying" in printed
 
 
 def test_all_levels_by_flag(tmp_path):
