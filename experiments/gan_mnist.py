@@ -16,12 +16,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxgen import config as flags
+from jaxgen.audit import images_audit
 from jaxgen.classifier import Classifier, classifier, inception
 from jaxgen.data import Dataset, Spec
 from jaxgen.data.augment import diff_augment
 from jaxgen.data.decode import from_signed, to_signed
 from jaxgen.errors import UserError
-from jaxgen.evaluate import Estimate, estimate
+from jaxgen.evaluate import Estimate, estimate, interval
 from jaxgen.experiment import Experiment
 from jaxgen.metrics import fidelity
 from jaxgen.models import gan as gans
@@ -81,7 +82,7 @@ class ModelConfig(GameConfig):
 
 
 @dataclass(frozen=True)
-class EvaluateConfig(flags.EvaluateConfig):
+class EvaluateConfig(flags.ImageEvaluateConfig):
     """What is measured at the end, and by `python -m jaxgen evaluate`."""
 
     metrics: str = "frechet,kernel,prdc,labels"
@@ -343,13 +344,11 @@ def experiment(model: GAN, config: Config, spec: Spec, judge: Callable[[], Class
         criterion="Frechet distance",
         warn=lambda figures: list(warn(figures)),
         measure=measure,
+        audit=images_audit(
+            draw=draw, evaluate=model.evaluate, betrays="discriminator real", count=config.evaluate.copies
+        ),
         draw=draw,
     )
-
-
-def interval(value: fidelity.Interval) -> Estimate:
-    """With half the width of a 95 % interval in terms of a standard error."""
-    return Estimate(value.value, (value.high - value.low) / (2 * 1.96))
 
 
 TITLES = {"frechet": "Frechet distance", "kernel": "kernel distance"}

@@ -45,7 +45,7 @@ class Config(gan_mnist.Config):
         default_factory=lambda: flags.RunConfig(log_every=500, evaluate_every=10_000, checkpoint_every=5_000)
     )
     evaluate: EvaluateConfig = field(
-        default_factory=lambda: EvaluateConfig(metrics="labels", num_samples=26_000, truncation=None)
+        default_factory=lambda: EvaluateConfig(metrics="labels", num_samples=26_000, truncation=None, copies=None)
     )
     sample: SampleConfig = field(default_factory=lambda: SampleConfig(truncation=None))
 
@@ -72,7 +72,7 @@ NAMED = {
         workdir=Path("runs/unrolled"),
         batch_size=128,
         model=ModelConfig(conditional=False, width=16, latents=256),
-        evaluate=EvaluateConfig(metrics="labels", num_samples=25_600, truncation=None),
+        evaluate=EvaluateConfig(metrics="labels", num_samples=25_600, truncation=None, copies=None),
     ),
 }
 

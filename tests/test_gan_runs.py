@@ -52,7 +52,7 @@ def digits(tmp_path, **changes):
         model=gan_mnist.ModelConfig(width=4, latents=4, lazy=4),
         optimizer=flags.OptimizerConfig(ema_decay=0.9),
         run=RUN,
-        evaluate=gan_mnist.EvaluateConfig("frechet,prdc,score,labels", num_samples=100),
+        evaluate=gan_mnist.EvaluateConfig("frechet,prdc,score,labels", num_samples=100, copies=None),
     )
     return replace(config, **changes)
 
@@ -84,8 +84,23 @@ def test_a_run_leaves_what_it_promises(whole, tmp_path, capsys):
             assert picture.size == (2 * (2 * 8 + 2), 2 * (2 * 8 + 2))
     capsys.readouterr()
     shutil.copytree(config.workdir, tmp_path / "copy")
-    commands.main(["evaluate", str(tmp_path / "copy"), "--metrics", "frechet,kernel,prdc", "--num-samples", "50"])
-    assert "kernel distance (mnist_5k classifier" in capsys.readouterr().out
+    commands.main(
+        [
+            "evaluate",
+            str(tmp_path / "copy"),
+            "--metrics",
+            "frechet,kernel,prdc",
+            "--num-samples",
+            "50",
+            "--copies",
+            "20",
+        ]
+    )
+    printed = capsys.readouterr().out
+    for expected in ("kernel distance (mnist_5k classifier", "membership AUC (by discriminator real, 20", "copying: "):
+        assert expected in printed
+    with pytest.raises(UserError, match="--copies 1: expected at least 10 samples, or None"):
+        commands.main(["evaluate", str(config.workdir), "--copies", "1"])
     with pytest.raises(UserError, match="--label 10: expected 0 to 9"):
         commands.main(["sample", str(config.workdir), "--label", "10"])
     with pytest.raises(UserError, match="--metrics frechet,fid: expected some of frechet"):
@@ -146,7 +161,7 @@ def test_three_digits_are_judged_channel_by_channel(tmp_path, capsys):
         data=gan_stacked_mnist.DataConfig("mnist_5k", image_size=8, count=100),
         model=gan_mnist.ModelConfig(conditional=False, width=4, latents=4),
         run=RUN,
-        evaluate=gan_mnist.EvaluateConfig("labels", num_samples=200),
+        evaluate=gan_mnist.EvaluateConfig("labels", num_samples=200, copies=None),
     )
     train(gan_stacked_mnist, config)
     assert "modes of 1,000 (mnist_5k classifier" in capsys.readouterr().out
