@@ -44,14 +44,19 @@ def stft(x: Array, size: int, hop: int) -> Array:
     after = (count - 1) * hop + size - before - x.shape[-1]
     x = jnp.pad(x, (*((0, 0),) * (x.ndim - 1), (before, max(after, 0))))
     index = hop * np.arange(count)[:, None] + np.arange(size)
-    return jnp.fft.rfft(x[..., index] * _window(size))
+    pieces, (cos, sin) = x[..., index] * _window(size), _waves(size)
+    return jax.lax.complex(_product(pieces, cos), _product(pieces, -sin))
 
 
 def istft(spectrum: Array, length: int, size: int, hop: int) -> Array:
     """The sounds [..., length] whose spectra are nearest to those (Griffin & Lim 1984, eq. 6)."""
     count = spectrum.shape[-2]
     window = _window(size)
-    pieces = jnp.fft.irfft(spectrum, size) * window
+    # Of real sounds the frequencies above half the rate are those below it once more.
+    twice = np.where(np.arange(size // 2 + 1) % (size // 2) == 0, 1, 2) / np.float32(size)
+    cos, sin = _waves(size)
+    pieces = _product(spectrum.real * twice, cos.T) - _product(spectrum.imag * twice, sin.T)
+    pieces *= window
     index = (hop * np.arange(count)[:, None] + np.arange(size)).reshape(-1)
     total = max((count - 1) * hop + size, size // 2 + length)
     weight = np.zeros(total, np.float32)
@@ -99,6 +104,16 @@ def _product(x: Array, weights: np.ndarray) -> Array:
 
 def _window(size: int) -> np.ndarray:
     return (0.5 - 0.5 * np.cos(2 * np.pi * np.arange(size) / size)).astype(np.float32)
+
+
+@lru_cache
+def _waves(size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Cosines and sines [size, size / 2 + 1], for Fourier transforms that are products of matrices.
+
+    XLA's own on CPU waits for threads of the pool that it runs in: several devices at once wait for each other forever.
+    """
+    angle = 2 * np.pi * (np.outer(np.arange(size), np.arange(size // 2 + 1)) % size) / size
+    return np.cos(angle).astype(np.float32), np.sin(angle).astype(np.float32)
 
 
 @lru_cache
