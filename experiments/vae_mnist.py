@@ -198,10 +198,13 @@ def experiment(model: VAE, config: Config, protocol: str) -> Experiment:
 
     def validate(params, arrays, key):
         means, mu, _ = look(params, arrays, key)
+        if not np.isfinite(mu).all():  # the run is about to say so
+            return means
         return means | {"active units": Estimate(float(latents.active_units(mu).sum()), 0.0)}
 
     def warn(figures):
-        sentence = latents.collapse(seen["values"]["mu"])
+        mu = seen["values"]["mu"]
+        sentence = latents.collapse(mu) if np.isfinite(mu).all() else None
         return [sentence] if sentence else []
 
     def pictures(params, arrays, key):
@@ -264,8 +267,12 @@ def experiment(model: VAE, config: Config, protocol: str) -> Experiment:
 
 def table(mu: np.ndarray, logvar: np.ndarray) -> str:
     """What each latent dimension says of the data, the most first, and which say nothing."""
-    kl, active = latents.kl(mu, logvar).mean(0), latents.active_units(mu)
-    rows = [f"{d:>9}  {kl[d]:7.3f}  {mu[:, d].var():17.4f}{'' if active[d] else '  unused'}" for d in np.argsort(-kl)]
+    if not (np.isfinite(mu).all() and np.isfinite(logvar).all()):
+        return "The posterior is not finite.\n"
+    mu = mu.astype(np.float64)
+    with np.errstate(over="ignore"):  # of a run that is going astray
+        kl, variance, active = latents.kl(mu, logvar).mean(0), mu.var(0), latents.active_units(mu)
+    rows = [f"{d:>9}  {kl[d]:7.3f}  {variance[d]:17.4f}{'' if active[d] else '  unused'}" for d in np.argsort(-kl)]
     sentence = latents.collapse(mu) or "every latent dimension is in use"
     return "\n".join([f"{sentence}.", "", "dimension  KL, nats  variance of means", *rows, ""])
 
