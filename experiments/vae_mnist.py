@@ -204,8 +204,8 @@ def experiment(model: VAE, config: Config, protocol: str) -> Experiment:
 
     def warn(figures):
         mu = seen["values"]["mu"]
-        sentence = latents.collapse(mu) if np.isfinite(mu).all() else None
-        return [sentence] if sentence else []
+        collapsed = np.isfinite(mu).all() and latents.active_units(mu).mean() <= 0.1  # some are spare in any model
+        return [latents.collapse(mu)] if collapsed else []
 
     def pictures(params, arrays, key):
         """Samples; held-out images over their reconstructions; paths between pairs of them through the latents."""

@@ -32,7 +32,8 @@ TINY += ["--evaluate.nll-samples", "2", "--evaluate.copies", "None", "--run.log-
 def environment(tmp_path_factory):
     """For child processes: four devices, as here, and a compilation cache that they share."""
     cache = str(tmp_path_factory.mktemp("cache"))
-    return os.environ | {"JAX_COMPILATION_CACHE_DIR": cache, "JAX_NUM_CPU_DEVICES": "4", "PYTHONWARNINGS": "default"}
+    ours = {name: value for name, value in os.environ.items() if name != "TFDS_DATA_DIR"}
+    return ours | {"JAX_COMPILATION_CACHE_DIR": cache, "JAX_NUM_CPU_DEVICES": "4", "PYTHONWARNINGS": "default"}
 
 
 def config_in(workdir: Path) -> vae_mnist.Config:
