@@ -1,23 +1,48 @@
 """What there is to hear, to see and to measure of sounds, whatever model made them."""
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 
 import jax
 import numpy as np
 
+from jaxgen import config as flags
 from jaxgen.classifier import Classifier, classifier
 from jaxgen.data import Dataset, Spec
 from jaxgen.data.audio import frequency
 from jaxgen.data.decode import to_wave
 from jaxgen.data.source import Arrays
-from jaxgen.evaluate import Estimate, estimate
+from jaxgen.errors import UserError
+from jaxgen.evaluate import Estimate, estimate, interval
 from jaxgen.experiment import Figures
 from jaxgen.metrics import fidelity
 from jaxgen.metrics.audio import in_tune, pitch
 from jaxgen.report import Exhibit, in_turn, spectrograms
 from jaxgen.spectra import Scale, log_mel
+
+
+@dataclass(frozen=True)
+class EvaluateConfig(flags.EvaluateConfig):
+    """What is measured at the end, and by `python -m jaxgen evaluate`."""
+
+    num_samples: int = 500
+    """Generated sounds that are measured, of all labels alike."""
+
+    def check(self) -> None:
+        """Raises UserError where the number is out of its range."""
+        if self.num_samples < 2:
+            raise UserError(f"--num-samples {self.num_samples}: expected at least 2")
+
+
+def labels_asked(spec: Spec, n: int, label: int | None) -> np.ndarray:
+    """All of that class, or without one of all classes in turn."""
+    return labels_in_turn(spec, n) if label is None else np.full(n, label)
+
+
+def labels_shown(spec: Spec) -> np.ndarray:
+    """One of each class, as far as a page has room."""
+    return labels_in_turn(spec, min(len(spec.classes) or 10, 16))
 
 
 def labels_in_turn(spec: Spec, n: int) -> np.ndarray:
@@ -62,7 +87,7 @@ def judged(
     expected, _ = judge.apply(pictures(arrays["audio"], rate))
     of = f"{judge.name}; {len(sounds):,} samples, {len(expected):,} held out"
     frechet = fidelity.measures(expected, features, ["frechet"])["frechet"]
-    figures = {f"Frechet distance ({of})": Estimate(frechet.value, (frechet.high - frechet.low) / (2 * 1.96))}
+    figures = {f"Frechet distance ({of})": interval(frechet)}
     if labels is not None:
         right = probabilities.argmax(-1) == labels
         figures[f"samples of the class asked for, % ({of})"] = estimate(100.0 * right)

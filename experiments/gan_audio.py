@@ -12,6 +12,7 @@ import jax
 import numpy as np
 
 from experiments import audio
+from experiments.audio import EvaluateConfig
 from experiments.gan_mnist import GameConfig, check_game, game
 from jaxgen import config as flags
 from jaxgen.data import Dataset, Spec
@@ -40,14 +41,6 @@ class ModelConfig(GameConfig):
     """Give both networks the label, where there is one."""
     norm: Kind = "batch"
     """Normalisation in the generator."""
-
-
-@dataclass(frozen=True)
-class EvaluateConfig(flags.EvaluateConfig):
-    """What is measured at the end, and by `python -m jaxgen evaluate`."""
-
-    num_samples: int = 500
-    """Generated sounds that are measured, of all labels alike."""
 
 
 @dataclass(frozen=True)
@@ -97,8 +90,7 @@ def build(config: Config, spec: Spec) -> Experiment:
             f"--model.width {options.width}, --model.layers {options.layers}, --model.latents {options.latents}: "
             f"expected at least 1 of each, and 4 to the power of the layers up to {length}, the samples of a sound"
         )
-    if config.evaluate.num_samples < 2:
-        raise UserError(f"--num-samples {config.evaluate.num_samples}: expected at least 2")
+    config.evaluate.check()
     common = {"width": options.width, "layers": options.layers, "dtype": config.run.dtype}
     model = gan(
         generator=Generator(length, norm=options.norm, **common),
@@ -122,7 +114,7 @@ def experiment(model: GAN, config: Config, spec: Spec, conditional: bool) -> Exp
         return np.asarray(sample(params, key, len(labels), condition, truncation=truncation))
 
     def exhibits(params, arrays, key):
-        labels = audio.labels_in_turn(spec, min(len(spec.classes) or 10, 16))
+        labels = audio.labels_shown(spec)
         return audio.exhibits(generate(params, key, labels), labels, arrays, rate)
 
     def measure(params, arrays, key, on_progress):
@@ -135,7 +127,7 @@ def experiment(model: GAN, config: Config, spec: Spec, conditional: bool) -> Exp
 
     def draw(params, key, n):
         controls = config.sample
-        labels = audio.labels_in_turn(spec, n) if controls.label is None else np.full(n, controls.label)
+        labels = audio.labels_asked(spec, n, controls.label)
         return generate(params, key, labels, controls.truncation)
 
     return Experiment(

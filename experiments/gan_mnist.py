@@ -4,7 +4,6 @@ By default convolutional networks after Radford et al. 2016, conditional on the 
 the gradient penalties of Huang et al. 2024 (R3GAN), which never diverged here. `dcgan` is the recipe of 2015.
 """
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -23,7 +22,7 @@ from jaxgen.data.augment import diff_augment
 from jaxgen.data.decode import from_signed, to_signed
 from jaxgen.errors import UserError
 from jaxgen.evaluate import Estimate, estimate, interval
-from jaxgen.experiment import Experiment
+from jaxgen.experiment import Experiment, in_batches
 from jaxgen.metrics import fidelity
 from jaxgen.models import gan as gans
 from jaxgen.models.gan import GAN, gan
@@ -259,14 +258,12 @@ def experiment(model: GAN, config: Config, spec: Spec, judge: Callable[[], Class
 
     def draw_many(params, key, n, on_progress=lambda share: None):
         """As many images, of every class equally many, and the labels asked for."""
-        size, images = min(500, n), []
-        labels = np.arange(size * math.ceil(n / size)) % max(classes, 1)
-        for i in range(0, n, size):
-            condition = labels[i : i + size] if conditional else None
-            some = sample(params, jax.random.fold_in(key, i), size, condition, truncation=truncation)
-            images.append(np.asarray(some))
-            on_progress(i / n)
-        return np.concatenate(images)[:n], labels[:n]
+        size, labels = min(500, n), np.arange(n) % max(classes, 1)
+
+        def some(key, rows):
+            return sample(params, key, size, labels[rows] if conditional else None, truncation=truncation)
+
+        return in_batches(some, key, n, size, on_progress), labels
 
     def validate(params, arrays, key):
         """The measures, quickly, on 1,000 images; and whether the two networks still have something to learn."""
@@ -345,7 +342,7 @@ def experiment(model: GAN, config: Config, spec: Spec, judge: Callable[[], Class
         warn=lambda figures: list(warn(figures)),
         measure=measure,
         audit=images_audit(
-            draw=draw, evaluate=model.evaluate, betrays="discriminator real", count=config.evaluate.copies
+            draw=draw, evaluate=model.evaluate, attack="discriminator real", count=config.evaluate.copies
         ),
         draw=draw,
     )

@@ -196,7 +196,7 @@ def experiment(model: Autoregressive, config: Config, spec: Spec) -> Experiment:
     audit = images_audit(
         draw=draw,
         evaluate=model.evaluate,
-        betrays="-loss",
+        attack="-loss",
         count=config.evaluate.copies,
         form=(lambda image, key: 255 * dynamic_binarize(image, key)) if spec.binarization == "dynamic" else None,
     )

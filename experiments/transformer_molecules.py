@@ -20,7 +20,7 @@ from jaxgen.data.molecules import known, to_smiles
 from jaxgen.data.vocabulary import START, STOP, Vocabulary, vocabulary
 from jaxgen.errors import UserError
 from jaxgen.evaluate import Estimate, estimate, evaluate
-from jaxgen.experiment import Experiment, Figures
+from jaxgen.experiment import Experiment, Figures, in_batches
 from jaxgen.metrics.molecules import PROPERTIES, TOLERANCE, canonical, measures, properties
 from jaxgen.models.autoregressive import PLAIN, Autoregressive, Condition, Controls, autoregressive, categorical
 from jaxgen.networks.transformer import Transformer
@@ -193,14 +193,13 @@ def experiment(model: Autoregressive, words: Vocabulary, config: Config, spec: S
     training = training_molecules(config.data, spec, words)
 
     def draw_many(params, key, n, condition=None, controls=PLAIN, on_progress=lambda share: None):
-        """[n, T] tokens, `condition` [n, 4] being standardised; in batches of one size, so that one program does."""
-        parts = []
-        for start in range(0, n, BATCH):
-            rows = np.arange(start, start + BATCH) % n
-            some = None if condition is None else condition[rows]
-            parts.append(np.asarray(sample(params, jax.random.fold_in(key, start), BATCH, some, controls=controls)))
-            on_progress(min(1.0, (start + BATCH) / n))
-        return np.concatenate(parts)[:n]
+        """[n, T] tokens, `condition` [n, 4] being standardised."""
+
+        def some(key, rows):
+            asked = None if condition is None else condition[rows]
+            return sample(params, key, BATCH, asked, controls=controls)
+
+        return in_batches(some, key, n, BATCH, on_progress)
 
     def standardised(values: dict[str, float], n: int) -> np.ndarray:
         """[n, 4] of properties by name, the others not asked for."""

@@ -13,6 +13,7 @@ import jax
 import numpy as np
 
 from experiments import audio
+from experiments.audio import EvaluateConfig
 from jaxgen import config as flags
 from jaxgen.data import Dataset, Spec
 from jaxgen.data.decode import from_wave, to_wave
@@ -49,14 +50,6 @@ class ModelConfig:
     """Samples between two frames."""
     bins: int = 80
     """Of the mel scale."""
-
-
-@dataclass(frozen=True)
-class EvaluateConfig(flags.EvaluateConfig):
-    """What is measured at the end, and by `python -m jaxgen evaluate`."""
-
-    num_samples: int = 500
-    """Generated sounds that are measured, of all labels alike."""
 
 
 @dataclass(frozen=True)
@@ -107,8 +100,7 @@ def build(config: Config, spec: Spec) -> Experiment:
     flags.check_condition(conditional, controls.label, spec)
     if not controls.temperature >= 0:
         raise UserError(f"--temperature {controls.temperature}: expected at least 0")
-    if config.evaluate.num_samples < 2:
-        raise UserError(f"--num-samples {config.evaluate.num_samples}: expected at least 2")
+    config.evaluate.check()
     scale = Scale(config.data.sample_rate, options.size, options.hop, options.bins)
     likelihood, shape = normal(), (frames(length, options.hop), options.bins)
 
@@ -151,7 +143,7 @@ def experiment(model: VAE, config: Config, spec: Spec, conditional: bool, store:
 
     def exhibits(params, arrays, key):
         """And held-out sounds that went through the latents and came back."""
-        labels = audio.labels_in_turn(spec, min(len(spec.classes) or 10, 16))
+        labels = audio.labels_shown(spec)
         some = {name: array[np.arange(10) % len(array)] for name, array in arrays.items()}
         rebuilt = reconstruct(params, observe(some, key), key, some["label"] if conditional else None)
         pairs = np.stack([some["audio"], np.asarray(store(rebuilt))], axis=1).reshape(-1, some["audio"].shape[-1])
@@ -173,7 +165,7 @@ def experiment(model: VAE, config: Config, spec: Spec, conditional: bool, store:
 
     def draw(params, key, n):
         controls = config.sample
-        labels = audio.labels_in_turn(spec, n) if controls.label is None else np.full(n, controls.label)
+        labels = audio.labels_asked(spec, n, controls.label)
         return generate(params, key, labels, controls.temperature)
 
     return Experiment(

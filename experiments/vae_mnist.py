@@ -260,7 +260,7 @@ def experiment(model: VAE, config: Config, protocol: str) -> Experiment:
         validate=validate,
         warn=warn,
         measure=measure,
-        audit=images_audit(draw=draw, evaluate=model.evaluate, betrays="-loss", count=config.evaluate.copies),
+        audit=images_audit(draw=draw, evaluate=model.evaluate, attack="-loss", count=config.evaluate.copies),
         draw=draw,
     )
 

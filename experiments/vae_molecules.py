@@ -28,7 +28,8 @@ from jaxgen.data.vocabulary import START, STOP, Vocabulary, vocabulary
 from jaxgen.distributions import categorical
 from jaxgen.errors import UserError
 from jaxgen.evaluate import Estimate, estimate, evaluate, importance_weighted_nll
-from jaxgen.experiment import Experiment
+from jaxgen.experiment import Experiment, in_batches
+from jaxgen.metrics.latents import active_units
 from jaxgen.metrics.molecules import canonical
 from jaxgen.models.vae import VAE, vae
 from jaxgen.networks.sequence import Decoder, Encoder
@@ -165,27 +166,24 @@ def experiment(model: VAE, store: Callable, words: Vocabulary, config: Config, s
     nll = importance_weighted_nll(model.observe, model.log_weights, num_samples=config.evaluate.nll_samples)
     training = training_molecules(config.data, spec, words)
 
+    def decode_many(params, z):
+        return in_batches(lambda key, rows: decode(params, z[rows]), jax.random.key(0), len(z), BATCH)
+
     def written(params, z):
         """SMILES of latents [n, D], the most probable ones."""
-        parts = [np.resize(z[i : i + BATCH], (BATCH, z.shape[1])) for i in range(0, len(z), BATCH)]
-        tokens = np.concatenate([np.asarray(decode(params, part)) for part in parts])
-        return to_smiles(tokens[: len(z)], words)
+        return to_smiles(decode_many(params, z), words)
 
     def means(params, arrays):
         """Of the posterior, [N, D]."""
-        count, parts = len(arrays["tokens"]), []
-        for start in range(0, count, BATCH):
-            rows = np.arange(start, start + BATCH) % count
-            parts.append(np.asarray(encode(params, {name: arrays[name][rows] for name in ("tokens", "length")})))
-        return np.concatenate(parts)[:count]
+
+        def some(key, rows):
+            return encode(params, {name: arrays[name][rows] for name in ("tokens", "length")})
+
+        return in_batches(some, jax.random.key(0), len(arrays["tokens"]), BATCH)
 
     def draw_many(params, key, n):
-        parts, controls = [], config.sample
-        for start in range(0, n, BATCH):
-            part_key = jax.random.fold_in(key, start)
-            some = sample(params, part_key, BATCH, temperature=controls.temperature, draw=controls.draw)
-            parts.append(np.asarray(some))
-        return np.concatenate(parts)[:n]
+        controls = {"temperature": config.sample.temperature, "draw": config.sample.draw}
+        return in_batches(lambda key, rows: sample(params, key, BATCH, **controls), key, n, BATCH)
 
     def draw(params, key, n):
         near = config.sample.near
@@ -202,8 +200,7 @@ def experiment(model: VAE, store: Callable, words: Vocabulary, config: Config, s
         row[0, : len(tokens) + 1] = START, *tokens
         mu = means(params, {"tokens": row, "length": np.array([len(tokens) + 2], np.int32)})
         z = mu + config.sample.temperature * np.asarray(jax.random.normal(key, (n, mu.shape[1])))
-        padded = [np.resize(z[i : i + BATCH], (BATCH, z.shape[1])) for i in range(0, n, BATCH)]
-        return np.concatenate([np.asarray(decode(params, part)) for part in padded])[:n]
+        return decode_many(params, z)
 
     def exhibits(params, arrays, key):
         """Samples; held-out molecules over what becomes of them; a path between two of them."""
@@ -226,7 +223,7 @@ def experiment(model: VAE, store: Callable, words: Vocabulary, config: Config, s
         some = {name: array[:BATCH] for name, array in arrays.items()}
         pairs = zip(canonical(to_smiles(some["tokens"], words)), canonical(written(params, mu[:BATCH])), strict=True)
         figures = {name: values[name] for name in ("loss", "reconstruction", "kl")}
-        figures["active latents"] = Estimate(float((mu.var(0) > 0.01).sum()), 0.0)  # Burda et al. 2015, section 5.2
+        figures["active latents"] = Estimate(float(active_units(mu).sum()), 0.0)
         figures["rebuilt %"] = estimate(np.array([100.0 * (one == other) for one, other in pairs]))
         return figures | glance(to_smiles(draw_many(params, key, BATCH), words))
 

@@ -14,6 +14,7 @@ import jax
 import numpy as np
 
 from experiments import audio
+from experiments.audio import EvaluateConfig
 from jaxgen import config as flags
 from jaxgen.data import Dataset, Spec
 from jaxgen.data.decode import from_mu_law, mu_law
@@ -62,14 +63,6 @@ class ModelConfig:
 
 
 @dataclass(frozen=True)
-class EvaluateConfig(flags.EvaluateConfig):
-    """What is measured at the end, and by `python -m jaxgen evaluate`."""
-
-    num_samples: int = 200
-    """Generated sounds that are measured, of all labels alike."""
-
-
-@dataclass(frozen=True)
 class SampleConfig(flags.SampleConfig):
     """How sounds are drawn, here and by `python -m jaxgen sample`."""
 
@@ -103,7 +96,7 @@ class Config(flags.Config):
     run: flags.RunConfig = field(
         default_factory=lambda: flags.RunConfig(log_every=100, evaluate_every=500, checkpoint_every=500, chunk=10)
     )
-    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    evaluate: EvaluateConfig = field(default_factory=lambda: EvaluateConfig(num_samples=200))
     sample: SampleConfig = field(default_factory=SampleConfig)
 
 
@@ -155,8 +148,7 @@ def check(config: Config) -> None:
     Controls(controls.temperature).check()
     if controls.seconds is not None and not controls.seconds * config.data.sample_rate >= 1:
         raise UserError(f"--seconds {controls.seconds}: expected a length above 0")
-    if config.evaluate.num_samples < 2:
-        raise UserError(f"--num-samples {config.evaluate.num_samples}: expected at least 2")
+    config.evaluate.check()
 
 
 def network_of(config: Config, outputs: int) -> Network:
@@ -191,7 +183,7 @@ def experiment(model: Autoregressive, config: Config, spec: Spec, conditional: b
         return np.asarray(sample(params, key, len(labels), labels if conditional else None, **options))
 
     def exhibits(params, arrays, key):
-        labels = audio.labels_in_turn(spec, min(len(spec.classes) or 10, 16))
+        labels = audio.labels_shown(spec)
         return audio.exhibits(generate(params, key, labels), labels, arrays, rate)
 
     def measure(params, arrays, key, on_progress):
@@ -207,7 +199,7 @@ def experiment(model: Autoregressive, config: Config, spec: Spec, conditional: b
 
     def draw(params, key, n):
         controls = config.sample
-        labels = audio.labels_in_turn(spec, n) if controls.label is None else np.full(n, controls.label)
+        labels = audio.labels_asked(spec, n, controls.label)
         return generate(
             params,
             key,

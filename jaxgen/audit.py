@@ -28,7 +28,7 @@ def images_audit(
     *,
     draw: Callable[[Params, Key, int], jax.Array],
     evaluate: Callable[[Params, Batch, Key], dict[str, jax.Array]],
-    betrays: str,
+    attack: str,
     count: int | None,
     form: Callable[[np.ndarray, Key], jax.Array] | None = None,
 ) -> Callable[[Params, Arrays, Arrays, Key], Audit] | None:
@@ -37,7 +37,8 @@ def images_audit(
     Args:
       draw: `(params, key, n) ->` images as stored.
       evaluate: `(params, batch, key) -> {name: [B]}`, per example.
-      betrays: which of those values might tell a training image; with a minus before it, by being lower there.
+      attack: which of those values membership is inferred from, by being higher for training images; with a minus
+        before it, by being lower.
       count: samples, and training and held-out images of which it is asked whether they are told; None: no audit.
       form: `(images, key) ->` stored images in the form that samples have, if that is another.
 
@@ -51,7 +52,7 @@ def images_audit(
         return None
     if count < 10:
         raise UserError(f"--copies {count}: expected at least 10 samples, or None")
-    name = betrays.removeprefix("-")
+    name = attack.removeprefix("-")
 
     def audit(params: Params, train: Arrays, held_out: Arrays, key: Key) -> Audit:
         draw_key, form_key, *value_keys = jax.random.split(key, 4)
@@ -64,7 +65,7 @@ def images_audit(
             per_example(evaluate, params, gather(arrays, rng.permutation(len(arrays["image"]))[:size]), key)[name]
             for arrays, key in zip((train, held_out), value_keys, strict=True)
         ]
-        auc = membership(*(-value if betrays.startswith("-") else value for value in values))
+        auc = membership(*(-value if attack.startswith("-") else value for value in values))
         worst = found.worst(10)
         pairs = np.concatenate([samples[worst], images[found.nearest[worst]]])
         near, of = interval(found.near), f"pixels, {count:,} samples"

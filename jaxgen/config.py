@@ -104,7 +104,7 @@ class MoleculeDataConfig(DataConfig):
     representation: Literal["smiles", "selfies"] = "smiles"
     """How they are written; no SELFIES is invalid."""
     spellings: int = 0
-    """Other SMILES of each training molecule, drawn at random, that are trained on too."""
+    """Randomised SMILES of each training molecule that are trained on too."""
     longest: int | None = None
     """Leave out molecules of more tokens than so many."""
 

@@ -152,6 +152,24 @@ def draw(experiment: Experiment, params: Params, key: Key, n: int) -> np.ndarray
     return np.asarray(sample(params, key, n))
 
 
+def in_batches(
+    some: Callable[[Key, np.ndarray], Any],
+    key: Key,
+    n: int,
+    size: int,
+    on_progress: Callable[[float], None] = lambda share: None,
+) -> np.ndarray:
+    """What `some(key, rows)` says of rows 0 to n - 1, int [size] at a time: always as many, so that one program does.
+
+    The last batch is filled up with the first rows again. `on_progress` hears the share done.
+    """
+    parts = []
+    for start in range(0, n, size):
+        parts.append(np.asarray(some(jax.random.fold_in(key, start), np.arange(start, start + size) % n)))
+        on_progress(min(1.0, (start + size) / n))
+    return np.concatenate(parts)[:n]
+
+
 def built(build: Callable[[Any, Spec], Experiment], config: Config, spec: Spec) -> Experiment:
     """`build(config, spec)`, whose complaints about values are the user's to mend."""
     try:

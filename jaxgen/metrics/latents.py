@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from jaxgen.errors import UserError
-from jaxgen.metrics.fidelity import checked
+from jaxgen.metrics.fidelity import blocks, checked
 
 ACTIVE = 0.01  # Burda et al. 2016, section 5.2: the least variance of the mean of a latent that is in use
 
@@ -74,10 +74,9 @@ def information(mu: np.ndarray, logvar: np.ndarray, *, seed: int = 0, block: int
     z = mu + np.exp(0.5 * logvar) * np.random.default_rng(seed).standard_normal(mu.shape)
     constant = -0.5 * (logvar + mu**2 * precision).sum(axis=1)  # log 2 pi cancels
     values = np.empty(count)
-    for start in range(0, count, block):
-        rows = slice(start, min(start + block, count))
+    for rows in blocks(count, block):
         log_q = z[rows] @ (mu * precision).T - 0.5 * z[rows] ** 2 @ precision.T + constant  # log q(z_n | x_m)
-        own = log_q[np.arange(rows.stop - start), np.arange(start, rows.stop)]
+        own = np.diagonal(log_q, rows.start)
         values[rows] = own - _log_mean_exp(log_q)
     return values
 
