@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 
 from jaxgen.data.audio import BRIGHTNESS, PITCHES, frequency, load_audio, trimmed
+from jaxgen.data.catalogue import RAW_AUDIO, _sum_of_members
 from jaxgen.data.decode import from_mu_law, mu_law
-from jaxgen.data.prepare import RAW_AUDIO, _sum_of_members, find, prepare
+from jaxgen.data.prepare import find, prepare
 from jaxgen.errors import UserError
 from jaxgen.metrics.audio import in_tune, pitch
 

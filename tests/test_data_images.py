@@ -7,7 +7,8 @@ import pytest
 from PIL import Image
 
 from jaxgen.data import load_images, sprites
-from jaxgen.data.prepare import RAW, find
+from jaxgen.data.catalogue import RAW
+from jaxgen.data.prepare import find
 from jaxgen.errors import UserError
 
 

@@ -1,17 +1,20 @@
 import gzip
 import hashlib
 import importlib.util
+import io
 import json
 import re
 import sys
+import tarfile
 
 import msgspec
 import numpy as np
 import pytest
 
 from jaxgen.data import molecules as source
+from jaxgen.data.catalogue import RAW_MOLECULES
 from jaxgen.data.molecules import known, load_molecules, to_smiles
-from jaxgen.data.prepare import RAW_MOLECULES, prepare
+from jaxgen.data.prepare import prepare
 from jaxgen.data.source import Spec
 from jaxgen.data.vocabulary import START, STOP, molecular, pieces_of, vocabulary
 from jaxgen.errors import UserError
@@ -221,16 +224,33 @@ def test_without_the_extra_it_is_named(tmp_path, monkeypatch):
 # Prepared data sets ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["qm9", "zinc250k"])
-def test_a_prepared_set_is_the_file(name, tmp_path, monkeypatch):
-    table = ["smiles,logP,qed,SAS", *(f"{one},0.0,0.0,0.0" for one in CHAINS)] if name == "zinc250k" else CHAINS
-    content = "".join(f"{line}\n" for line in table).encode()
-    (file,) = RAW_MOLECULES[name].sha256
-    raw = tmp_path / "raw"
+def packed(lines):
+    """A compressed archive of one file, as it is published."""
+    buffer, content = io.BytesIO(), "".join(f"{line}\n" for line in lines).encode()
+    with tarfile.open(fileobj=buffer, mode="w:gz") as tar:
+        member = tarfile.TarInfo("zinc.txt")
+        member.size = len(content)
+        tar.addfile(member, io.BytesIO(content))
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "content"),
+    [
+        ("qm9", "qm9_smiles.txt", "\n".join(CHAINS).encode()),
+        ("qm9", "qm9_smiles.txt.gz", gzip.compress("\n".join(CHAINS).encode())),
+        ("zinc250k", "zinc.txt.gz", packed(CHAINS)),
+        ("zinc250k", "zinc250k.csv", "\n".join(["smiles,logP", *(f"{one},0.0" for one in CHAINS)]).encode()),
+    ],
+)
+def test_a_prepared_set_is_the_file(name, file, content, tmp_path, monkeypatch):
+    raw, published = tmp_path / "raw", RAW_MOLECULES[name]
     raw.mkdir()
-    (raw / f"{file}.gz").write_bytes(gzip.compress(content))
-    sums = {file: hashlib.sha256(content).hexdigest()}
-    monkeypatch.setitem(RAW_MOLECULES, name, RAW_MOLECULES[name]._replace(sha256=sums))
+    (raw / file).write_bytes(content)
+    of = gzip.decompress(content) if file == "qm9_smiles.txt.gz" else content
+    monkeypatch.setitem(
+        RAW_MOLECULES, name, published._replace(sha256={next(iter(published.sha256)): published.digest(of)})
+    )
     prepare(name, raw_dir=raw, data_dir=tmp_path / "tfds")
     data, same = load_molecules(name, data_dir=tmp_path / "tfds", strict=True), load_molecules(written(tmp_path))
     assert [sorted(split) for split in all_of(data)] == [sorted(split) for split in all_of(same)]
@@ -240,6 +260,15 @@ def test_a_prepared_set_is_the_file(name, tmp_path, monkeypatch):
     for row, values in zip(data.train["tokens"], data.train["properties"], strict=True):
         np.testing.assert_allclose(values, by_tokens[row.tobytes()], atol=1e-4)
     assert data.source == RAW_MOLECULES[name].credit
+
+
+def test_molecules_are_the_same_however_they_are_packed():
+    digest = RAW_MOLECULES["zinc250k"].digest
+    table = "\n".join(["smiles,logP", *(f"{one},0.0" for one in CHAINS)]).encode()
+    assert digest(packed(CHAINS)) == digest(table) == digest(gzip.compress(table)) == digest("\n".join(CHAINS).encode())
+    assert digest(packed(CHAINS[1:])) != digest(table)
+    assert "no molecules" in digest(packed(CHAINS)[:40])
+    assert "no molecules" in digest(b"")
 
 
 def test_offline_falls_back_with_a_notice(tmp_path, monkeypatch):

@@ -16,7 +16,8 @@ import numpy as np
 import pytest
 
 from jaxgen.data import load_images
-from jaxgen.data.prepare import RAW, RAW_TEXT, UnavailableError, download, fetch, find, prepare, prepared
+from jaxgen.data.catalogue import RAW, RAW_TEXT
+from jaxgen.data.prepare import UnavailableError, download, fetch, find, prepare, prepared
 from jaxgen.data.text import load_text
 from jaxgen.data.vocabulary import vocabulary as rebuilt
 from jaxgen.errors import UserError

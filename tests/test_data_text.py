@@ -11,7 +11,8 @@ import pytest
 import tyro
 
 from jaxgen.config import TextDataConfig
-from jaxgen.data.prepare import RAW_TEXT, find, prepare
+from jaxgen.data.catalogue import RAW_TEXT
+from jaxgen.data.prepare import find, prepare
 from jaxgen.data.source import Spec, gather
 from jaxgen.data.text import load_text
 from jaxgen.data.vocabulary import bpe, byte, characters, vocabulary

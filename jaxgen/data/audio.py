@@ -6,7 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxgen.data.prepare import RAW_AUDIO, UnavailableError, fetch
+from jaxgen.data.catalogue import RAW_AUDIO
+from jaxgen.data.prepare import UnavailableError, fetch
 from jaxgen.data.source import Arrays, Dataset, check
 from jaxgen.errors import UserError
 

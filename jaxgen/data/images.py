@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from jaxgen.data import sprites
-from jaxgen.data.prepare import RAW, UnavailableError, data_folder, fetch, find, prepared
+from jaxgen.data.catalogue import RAW
+from jaxgen.data.prepare import UnavailableError, data_folder, fetch, find, prepared
 from jaxgen.data.source import Arrays, Dataset, check
 from jaxgen.errors import UserError
 

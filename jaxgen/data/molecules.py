@@ -15,8 +15,9 @@ from pathlib import Path
 
 import numpy as np
 
+from jaxgen.data.catalogue import RAW_MOLECULES
 from jaxgen.data.images import examples
-from jaxgen.data.prepare import RAW_MOLECULES, UnavailableError, fetch
+from jaxgen.data.prepare import UnavailableError, fetch
 from jaxgen.data.source import Arrays, Dataset
 from jaxgen.data.vocabulary import START, STOP, Vocabulary, molecular, pieces_of, vocabulary
 from jaxgen.errors import UserError

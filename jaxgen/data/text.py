@@ -8,7 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxgen.data.prepare import RAW_TEXT, UnavailableError, fetch
+from jaxgen.data.catalogue import RAW_TEXT
+from jaxgen.data.prepare import UnavailableError, fetch
 from jaxgen.data.source import Arrays, Dataset
 from jaxgen.data.vocabulary import bpe, byte, characters
 from jaxgen.data.vocabulary import vocabulary as rebuilt
