@@ -12,7 +12,7 @@ FLOORS = {
     "models": 2, "evaluate": 2,
     "train": 3, "log": 3, "config": 3, "guard": 3, "audit": 3,
     "folder": 4, "experiment": 4, "run": 4, "classifier": 4,
-    "__main__": 5, "__init__": 5,
+    "commands": 5, "__main__": 5, "__init__": 5,
 }  # fmt: skip
 CORE = ["types", "step", "models", "networks", "distributions"]
 LIGHT = {"jax", "flax", "optax", "jaxgen"}

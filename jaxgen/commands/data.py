@@ -1,0 +1,40 @@
+"""Prepare data sets and weights from their raw files: python -m jaxgen data prepare mnist --from DIR"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+
+@dataclass(frozen=True)
+class Prepare:
+    """Prepare a data set from its raw files, whose checksums are verified."""
+
+    raw_dir: Annotated[Path, tyro.conf.arg(name="from")]
+    """Folder of the raw files, as their publisher names them."""
+    data_dir: Annotated[Path | None, tyro.conf.arg(name="dir")] = None
+    """Where prepared data sets lie (default: the folder that tensorflow-datasets itself uses)."""
+
+
+@dataclass(frozen=True)
+class Inception:
+    """Convert the published weights of FID's Inception network, a file of PyTorch's, for --inception."""
+
+    out: Path = Path("inception.npz")
+    """The file to write."""
+
+
+def prepare(name: str, args: list[str]) -> None:
+    from jaxgen.data.prepare import prepare
+
+    own = tyro.cli(Prepare, prog=f"python -m jaxgen data prepare {name}", args=args)
+    print(f"{name} is prepared in {prepare(name, raw_dir=own.raw_dir, data_dir=own.data_dir)}")
+
+
+def inception(name: str, args: list[str]) -> None:
+    from jaxgen.metrics.inception import convert_file
+
+    own = tyro.cli(Inception, prog=f"python -m jaxgen data inception {name}", args=args)
+    convert_file(Path(name), own.out)
+    print(f"{own.out}: for python -m jaxgen evaluate RUN --inception {own.out}")

@@ -1,0 +1,28 @@
+"""Find what made a run stop for numbers that are not finite: python -m jaxgen replay runs/vae_mnist"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from jaxgen.commands.flags import trained_on
+
+
+@dataclass(frozen=True)
+class Replay:
+    """Run the step again at which a run stopped, and name the first operation whose result was not finite."""
+
+    data_dir: Annotated[Path | None, tyro.conf.arg(name="data.dir")] = None
+    """Where the data lie, if not where they lay in training."""
+
+
+def run(directory: Path, args: list[str]) -> None:
+    from jaxgen import folder
+    from jaxgen.experiment import built
+    from jaxgen.run import replay as rerun
+
+    record, module, config = folder.load_run(directory)
+    own = tyro.cli(Replay, prog=f"python -m jaxgen replay {directory}", args=args)
+    config, data = trained_on(record, module, config, own.data_dir)
+    print(rerun(config, built(module.build, config, record.data), data))
