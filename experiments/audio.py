@@ -61,6 +61,11 @@ def exhibits(sounds: np.ndarray, labels: np.ndarray, arrays: Arrays, rate: int) 
     }
 
 
+def rendered(sounds: np.ndarray, rate: int, columns: int | None = None) -> list[Exhibit]:
+    """int16 [N, T] -> all of them one after another, and their spectrograms."""
+    return [in_turn(sounds, rate), spectrograms(levels(sounds, rate), columns=columns)]
+
+
 def labels_of(arrays: Arrays) -> np.ndarray:
     return arrays.get("label", np.zeros(len(arrays["audio"]), np.int32))
 

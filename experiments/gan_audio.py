@@ -19,11 +19,10 @@ from jaxgen.data import Dataset, Spec
 from jaxgen.data.decode import from_wave, to_wave
 from jaxgen.errors import UserError
 from jaxgen.evaluate import evaluate
-from jaxgen.experiment import Experiment
+from jaxgen.experiment import Experiment, Latents
 from jaxgen.models.gan import GAN, gan
 from jaxgen.networks.conv1d import Discriminator, Generator
 from jaxgen.networks.norm import Kind
-from jaxgen.report import in_turn
 from jaxgen.run import main
 
 
@@ -138,7 +137,12 @@ def experiment(model: GAN, config: Config, spec: Spec, conditional: bool) -> Exp
         criterion="",
         measure=measure,
         draw=draw,
-        render=partial(in_turn, rate=rate),
+        render=partial(audio.rendered, rate=rate),
+        latents=Latents(
+            prior=model.prior,
+            decode=lambda params, z, label: from_wave(model.generate(params, z, label)[..., 0]),
+            conditional=conditional,
+        ),
         unit="sounds",
         out="sounds.wav",
     )

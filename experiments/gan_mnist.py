@@ -22,7 +22,7 @@ from jaxgen.data.augment import diff_augment
 from jaxgen.data.decode import from_signed, to_signed
 from jaxgen.errors import UserError
 from jaxgen.evaluate import Estimate, estimate, interval
-from jaxgen.experiment import Experiment, in_batches
+from jaxgen.experiment import Experiment, Latents, in_batches
 from jaxgen.metrics import fidelity
 from jaxgen.models import gan as gans
 from jaxgen.models.gan import GAN, gan
@@ -345,6 +345,12 @@ def experiment(model: GAN, config: Config, spec: Spec, judge: Callable[[], Class
             draw=draw, evaluate=model.evaluate, attack="discriminator real", count=config.evaluate.copies
         ),
         draw=draw,
+        latents=Latents(
+            prior=model.prior,
+            decode=lambda params, z, label: from_signed(generate(params, z, label)),
+            spherical=config.model.prior == "normal",
+            conditional=conditional,
+        ),
     )
 
 

@@ -21,7 +21,7 @@ from jaxgen.data import Dataset, Spec
 from jaxgen.data.points import SIGMA, centers, load_points
 from jaxgen.errors import UserError
 from jaxgen.evaluate import Estimate, evaluate
-from jaxgen.experiment import Experiment
+from jaxgen.experiment import Experiment, Latents
 from jaxgen.metrics.fidelity import mixture_modes
 from jaxgen.models.gan import GAN, gan
 from jaxgen.networks.dcgan import leaky_relu
@@ -152,7 +152,12 @@ def experiment(model: GAN, config: Config) -> Experiment:
         criterion="",
         warn=warn,
         measure=lambda params, arrays, key, on_progress: count(params, key),
-        render=lambda points: scatter(points, means),
+        render=lambda points, columns=None: scatter(points, means),
+        latents=Latents(
+            prior=model.prior,
+            decode=lambda params, z, label: model.generate(params, z),
+            spherical=config.model.prior == "normal",
+        ),
         unit="points",
     )
 

@@ -260,7 +260,7 @@ def experiment(model: Autoregressive, words: Vocabulary, config: Config, spec: S
         warn=lambda figures: list(warn(figures)),
         measure=measure,
         draw=draw,
-        render=lambda tokens: listed(to_smiles(tokens, words), training(), asked, spec),
+        render=lambda tokens, columns=None: listed(to_smiles(tokens, words), training(), asked, spec),
         unit="molecules",
     )
 

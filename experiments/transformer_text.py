@@ -188,7 +188,7 @@ def experiment(
         length = len(prompt) + config.sample.length
         return sample(params, key, n, prompt=prompt, length=length, controls=controls_of(config.sample))
 
-    def render(samples):
+    def render(samples, columns=None):
         return "\n\n".join(f"--- {i} ---\n{words.decode(tokens)}" for i, tokens in enumerate(samples, 1))
 
     def stream(params, key, piece=16) -> Iterator[str]:

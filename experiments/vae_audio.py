@@ -19,8 +19,8 @@ from jaxgen.data import Dataset, Spec
 from jaxgen.data.decode import from_wave, to_wave
 from jaxgen.distributions import normal
 from jaxgen.errors import UserError
-from jaxgen.evaluate import Estimate, evaluate
-from jaxgen.experiment import Experiment
+from jaxgen.evaluate import Estimate, evaluate, per_example
+from jaxgen.experiment import Experiment, Latents
 from jaxgen.models.vae import VAE, vae
 from jaxgen.networks.conv1d import Decoder, Encoder
 from jaxgen.report import in_turn
@@ -168,6 +168,13 @@ def experiment(model: VAE, config: Config, spec: Spec, conditional: bool, store:
         labels = audio.labels_asked(spec, n, controls.label)
         return generate(params, key, labels, controls.temperature)
 
+    def means(params, arrays):
+        def encode(params, batch, key):
+            label = batch["label"] if conditional else None
+            return {"mu": model.encode(params, model.observe(batch, key), label)[0]}
+
+        return per_example(encode, params, arrays, jax.random.key(0))["mu"]
+
     return Experiment(
         model,
         "Variational autoencoder",
@@ -175,7 +182,13 @@ def experiment(model: VAE, config: Config, spec: Spec, conditional: bool, store:
         exhibits,
         measure=measure,
         draw=draw,
-        render=partial(in_turn, rate=rate),
+        render=partial(audio.rendered, rate=rate),
+        latents=Latents(
+            prior=lambda key, n: jax.random.normal(key, (n, options.latents)),
+            decode=lambda params, z, label: store(model.decode(params, z, label)),
+            encode=means,
+            conditional=conditional,
+        ),
         unit="sounds",
         out="sounds.wav",
     )

@@ -5,6 +5,7 @@ that its test likelihood can stand beside their Table 1.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -20,11 +21,11 @@ from jaxgen.data.decode import dynamic_binarize, to_uint8, to_unit
 from jaxgen.distributions import bernoulli, discretized_logistic, normal
 from jaxgen.errors import UserError
 from jaxgen.evaluate import Estimate, estimate, importance_weighted_nll, per_example
-from jaxgen.experiment import Experiment
+from jaxgen.experiment import Experiment, Latents
 from jaxgen.metrics import latents
 from jaxgen.models.vae import VAE, vae
 from jaxgen.networks import conv, mlp
-from jaxgen.report import grid
+from jaxgen.report import grid, latent_map
 from jaxgen.run import main
 
 
@@ -140,7 +141,7 @@ def build(config: Config, spec: Spec) -> Experiment:
     protocol = f"{spec.name}, {spec.binarization.replace('none', 'no')} binarisation"
     if options.likelihood != "bernoulli":
         protocol += f", {likelihoods()[options.likelihood].name}"
-    return experiment(model, config, protocol)
+    return experiment(model, config, protocol, spec.classes)
 
 
 def networks(shape: tuple[int, ...], options: ModelConfig, dtype: str) -> dict:
@@ -174,7 +175,7 @@ def likelihoods() -> dict:
     return {"bernoulli": bernoulli(), "normal": normal(), "discretized_logistic": discretized_logistic()}
 
 
-def experiment(model: VAE, config: Config, protocol: str) -> Experiment:
+def experiment(model: VAE, config: Config, protocol: str, classes: Sequence[str]) -> Experiment:
     """What there is to see and to measure of a variational autoencoder of images."""
     options = config.model
     reconstruct, decode, observe = jax.jit(model.reconstruct), jax.jit(model.decode), jax.jit(model.observe)
@@ -219,12 +220,14 @@ def experiment(model: VAE, config: Config, protocol: str) -> Experiment:
         t = jnp.linspace(0, 1, n)[:, None]
         paths = jnp.concatenate([(1 - t) * mu[2 * i] + t * mu[2 * i + 1] for i in range(8)])
         path_label = None if label is None else jnp.repeat(label[:16:2], n)
+        _, means, logvar = look(params, arrays, key)
+        finite, labels = np.isfinite(means).all(), arrays.get("label", np.zeros(len(means), int))[:2_000]
         return {
             "samples": grid(np.asarray(draw(params, key, 100))),
             "reconstructions": grid(np.asarray(to_uint8(pairs.reshape(-1, *x.shape[1:]))), columns=n),
-            "latents": table(*look(params, arrays, key)[1:]),
+            "latents": table(means, logvar),
             "interpolations": grid(np.asarray(to_uint8(decode(params, paths, path_label))), columns=n),
-        }
+        } | ({"map of latents": latent_map(means[:2_000], labels, classes or [""])} if finite else {})
 
     def measure(params, arrays, key, on_progress):
         count, k = len(arrays["image"]), config.evaluate.nll_samples
@@ -252,6 +255,9 @@ def experiment(model: VAE, config: Config, protocol: str) -> Experiment:
         condition = None if controls.label is None else jnp.full(n, controls.label)
         return sample(params, key, n, condition, temperature=controls.temperature, draw=controls.draw)
 
+    def means(params, arrays):
+        return per_example(watch, params, arrays, jax.random.key(0))["mu"]
+
     return Experiment(
         model,
         "Variational autoencoder",
@@ -262,6 +268,12 @@ def experiment(model: VAE, config: Config, protocol: str) -> Experiment:
         measure=measure,
         audit=images_audit(draw=draw, evaluate=model.evaluate, attack="-loss", count=config.evaluate.copies),
         draw=draw,
+        latents=Latents(
+            prior=lambda key, n: jax.random.normal(key, (n, options.latents[-1])),
+            decode=lambda params, z, label: to_uint8(decode(params, z, label)),
+            encode=means,
+            conditional=options.conditional,
+        ),
     )
 
 

@@ -28,7 +28,7 @@ from jaxgen.data.vocabulary import START, STOP, Vocabulary, vocabulary
 from jaxgen.distributions import categorical
 from jaxgen.errors import UserError
 from jaxgen.evaluate import Estimate, estimate, evaluate, importance_weighted_nll
-from jaxgen.experiment import Experiment, in_batches
+from jaxgen.experiment import Experiment, Latents, in_batches
 from jaxgen.metrics.latents import active_units
 from jaxgen.metrics.molecules import canonical
 from jaxgen.models.vae import VAE, vae
@@ -261,7 +261,12 @@ def experiment(model: VAE, store: Callable, words: Vocabulary, config: Config, s
         warn=lambda figures: list(warn(figures)),
         measure=measure,
         draw=draw,
-        render=lambda tokens: listed(to_smiles(tokens, words), training(), {}, spec),
+        render=lambda tokens, columns=None: listed(to_smiles(tokens, words), training(), {}, spec),
+        latents=Latents(
+            prior=lambda key, n: jax.random.normal(key, (n, config.model.latents)),
+            decode=lambda params, z, label: decode_many(params, z),
+            encode=means,
+        ),
         unit="molecules",
     )
 

@@ -32,7 +32,6 @@ from jaxgen.models.autoregressive import (
 )
 from jaxgen.networks.gru import GRU
 from jaxgen.networks.wavenet import WaveNet
-from jaxgen.report import in_turn
 from jaxgen.run import main
 
 
@@ -216,7 +215,7 @@ def experiment(model: Autoregressive, config: Config, spec: Spec, conditional: b
         validate=validate,
         measure=measure,
         draw=draw,
-        render=partial(in_turn, rate=rate),
+        render=partial(audio.rendered, rate=rate),
         unit="sounds",
         out="sounds.wav",
     )

@@ -1,25 +1,29 @@
-"""python -m jaxgen sample | evaluate | replay | data: what one does with a run folder, and with data."""
+"""python -m jaxgen COMMAND: what one does with a run folder, with what it made, and with data."""
 
 import difflib
 import sys
 from pathlib import Path
 
-from jaxgen.commands import data, evaluate, replay, sample
+from jaxgen.commands import data, evaluate, paths, replay, reproduce, sample
 from jaxgen.errors import UserError
 
 USAGE = """usage: python -m jaxgen COMMAND ...
 
-  sample RUN     draw samples from a trained model:   python -m jaxgen sample runs/vae_mnist --num 64 --out grid.png
-                 (a folder as --out holds a file of each)
-  evaluate RUN   measure it on its test data:         python -m jaxgen evaluate runs/vae_mnist --nll-samples 5000
-  replay RUN     find what made a run stop for numbers that are not finite
-  data prepare NAME --from DIR                        prepare a data set from its raw files, without a network
-  data inception FILE.pth --out inception.npz         convert the published weights of FID's network, with PyTorch
+  sample RUN       draw samples from a trained model:     python -m jaxgen sample runs/vae_mnist --num 64 --out grid.png
+                   (a folder as --out holds a file of each)
+  interpolate RUN  from latents to others:                python -m jaxgen interpolate runs/vae_mnist --out paths.gif
+  traverse RUN     one latent at a time:                  python -m jaxgen traverse runs/vae_mnist --dims 3 7
+  arithmetic RUN   add what tells two labels apart:       python -m jaxgen arithmetic runs/vae_mnist --minus 3 --plus 8
+  reproduce FILE   make again what one of these wrote:    python -m jaxgen reproduce grid.png
+  evaluate RUN     measure it on its test data:           python -m jaxgen evaluate runs/vae_mnist --nll-samples 5000
+  replay RUN       find what made a run stop for numbers that are not finite
+  data prepare NAME --from DIR                            prepare a data set from its raw files, without a network
+  data inception FILE.pth --out inception.npz             convert the published weights of FID's network, with PyTorch
 
 Each has a --help of its own."""
 
-
-COMMANDS = {"sample": sample.run, "evaluate": evaluate.run, "replay": replay.run}  # of a run folder
+MAKERS = {"sample": (sample.Flags, sample.files_of)} | paths.MAKERS  # what `reproduce` can make again
+ON_RUN = {"sample": sample.run, "evaluate": evaluate.run, "replay": replay.run} | paths.COMMANDS
 ON_DATA = {"prepare": (data.prepare, "a data set's name"), "inception": (data.inception, "a file")}
 
 
@@ -27,18 +31,22 @@ def main(args: list[str]) -> None:
     if not args or args[0] in ("-h", "--help"):
         print(USAGE)
         return
-    if args[0] not in (*COMMANDS, "data"):
-        close = difflib.get_close_matches(args[0], [*COMMANDS, "data"], n=1)
+    names = [*ON_RUN, "reproduce", "data"]
+    if args[0] not in names:
+        close = difflib.get_close_matches(args[0], names, n=1)
         raise UserError(f"no command {args[0]!r}{f'; did you mean {close[0]}?' if close else ''}\n{USAGE}")
-    task, what = COMMANDS.get(args[0]), "a run folder"
-    if args[0] == "data":
-        if len(args) < 2 or args[1] not in ON_DATA:
-            raise UserError(f"data wants to know what to do: {' or '.join(ON_DATA)}\n{USAGE}")
-        args = args[1:]
-        task, what = ON_DATA[args[0]]
-    if len(args) < 2 or args[1].startswith("-"):
-        raise UserError(f"{args[0]} needs {what} as its first word\n{USAGE}")
-    task(Path(args[1]) if args[0] in COMMANDS else args[1], args[2:])
+    if args[0] == "data" and (len(args) < 2 or args[1] not in ON_DATA):
+        raise UserError(f"data wants to know what to do: {' or '.join(ON_DATA)}\n{USAGE}")
+    command, *rest = args[1:] if args[0] == "data" else args
+    what = "a file" if command == "reproduce" else ON_DATA[command][1] if command in ON_DATA else "a run folder"
+    if not rest or rest[0].startswith("-"):
+        raise UserError(f"{command} needs {what} as its first word\n{USAGE}")
+    if command in ON_DATA:
+        ON_DATA[command][0](rest[0], rest[1:])
+    elif command == "reproduce":
+        reproduce.run(Path(rest[0]), rest[1:], MAKERS)
+    else:
+        ON_RUN[command](Path(rest[0]), rest[1:])
 
 
 if __name__ == "__main__":

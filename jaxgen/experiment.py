@@ -22,6 +22,24 @@ from jaxgen.types import Batch, Key, Model, Params, TrainState
 Figures = dict[str, Estimate]
 
 
+class Latents(NamedTuple):
+    """The latents of a model that has some, z [n, D].
+
+    Attributes:
+      prior: `(key, n) -> z`.
+      decode: `(params, z, labels int [n] or None) ->` samples as stored.
+      encode: `(params, arrays) -> z [N, D]`, the mean latents of examples; None where there is no encoder.
+      spherical: the prior is normal, so that a path keeps to its shell.
+      conditional: on labels.
+    """
+
+    prior: Callable[[Key, int], jax.Array]
+    decode: Callable[[Params, np.ndarray, np.ndarray | None], jax.Array]
+    encode: Callable[[Params, Arrays], np.ndarray] | None = None
+    spherical: bool = True
+    conditional: bool = False
+
+
 class Experiment(NamedTuple):
     """What a run needs to know.
 
@@ -38,8 +56,10 @@ class Experiment(NamedTuple):
         `model.evaluate`; on_progress hears the share done.
       audit: `(params, train, held_out, key) ->` what a comparison with the training data shows; by default nothing.
       draw: `(params, key, n) ->` samples as stored, with the controls of `config.sample`; by default `model.sample`.
-      render: samples as stored -> one exhibit, or a list of several, of which the first is the one to show.
+      render: samples as stored -> one exhibit, or a list of several, of which the first is the one to show; of a
+        picture of many, `columns` says how many stand in a row.
       stream: `(params, key) ->` the pieces of one sample as they come; by default a sample comes whole.
+      latents: of a model that has some, for `jaxgen interpolate`, `traverse` and `arithmetic`.
       unit: what one example is.
       out: a name for a file of samples.
     """
@@ -54,21 +74,24 @@ class Experiment(NamedTuple):
     measure: Callable[[Params, Arrays, Key, Callable[[float], None]], Figures] | None = None
     audit: Callable[[Params, Arrays, Arrays, Key], Audit] | None = None
     draw: Callable[[Params, Key, int], jax.Array] | None = None
-    render: Callable[[np.ndarray], Exhibit | list[Exhibit]] = grid
+    render: Callable[..., Exhibit | list[Exhibit]] = grid
     stream: Callable[[Params, Key], Iterator[str]] | None = None
+    latents: Latents | None = None
     unit: str = "images"
     out: str = "grid.png"
 
 
-def restore_params(config: Config, model: Model, spec: Spec) -> tuple[int, Params]:
-    """The step of the newest checkpoint of a run, and the parameters to evaluate and to sample with.
+def restore_params(config: Config, model: Model, spec: Spec, *, most: int | None = None) -> tuple[int, Params]:
+    """The step of the newest checkpoint of a run, up to step `most`, and the parameters to evaluate and sample with.
 
     Raises:
       UserError: there is none yet.
     """
-    state = restore(config.workdir / "checkpoints", abstract_state(config, model, spec, parallel.make_mesh()))
+    template = abstract_state(config, model, spec, parallel.make_mesh())
+    state = restore(config.workdir / "checkpoints", template, most=most)
     if state is None:
-        raise UserError(f"{config.workdir} has no checkpoint yet: run its experiment first")
+        of = "yet: run its experiment first" if most is None else f"of step {most} or before: it was let go of"
+        raise UserError(f"{config.workdir} has no checkpoint {of}")
     return int(state.step), evaluation_params(state)
 
 

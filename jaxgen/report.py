@@ -222,6 +222,28 @@ def scatter(points: np.ndarray, behind: np.ndarray, *, size: int = 480) -> np.nd
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()
 
 
+def latent_map(points: np.ndarray, labels: np.ndarray, names: Sequence[str], *, size: int = 480) -> np.ndarray:
+    """Points [N, D] along their two directions of most variance, coloured by label -> uint8 [size, size, 3]."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    centred = points - points.mean(0)
+    if centred.shape[1] > 2:  # principal components, each turned so that its sum is not negative
+        axes_of = np.linalg.svd(centred, full_matrices=False)[2][:2]
+        centred = centred @ (axes_of * np.where(axes_of.sum(1, keepdims=True) < 0, -1, 1)).T
+    x, y = centred[:, 0], centred[:, 1] if centred.shape[1] > 1 else np.zeros(len(centred))
+    canvas = FigureCanvasAgg(Figure(figsize=(size / 100, size / 100), dpi=100))
+    axes = canvas.figure.add_axes((0.02, 0.02, 0.96, 0.96))
+    for label, name in enumerate(names):
+        some = labels == label
+        axes.scatter(x[some], y[some], s=7, color=f"C{label % 10}", linewidths=0, alpha=0.7, label=name)
+    if len(names) > 1:
+        axes.legend(fontsize=8, markerscale=2, frameon=False, loc="upper right", ncols=2)
+    axes.set_axis_off()
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+
+
 def structures(smiles: Sequence[str], captions: Sequence[str] = (), *, columns: int = 6, size: int = 180) -> np.ndarray:
     """Drawings of molecules, each over its caption, row by row -> one picture, uint8 [H, W, 3]."""
     from PIL import Image
@@ -236,12 +258,28 @@ def structures(smiles: Sequence[str], captions: Sequence[str] = (), *, columns: 
     return np.array(Image.open(io.BytesIO(canvas.GetDrawingText())).convert("RGB"))
 
 
+def gif(pictures: Sequence[np.ndarray], *, seconds: float = 0.12) -> bytes:
+    """Pictures uint8 [H, W, 1 or 3] of one size -> an animation there and back, without end."""
+    from PIL import Image
+
+    first, *others = (Image.fromarray(zoomed(one)) for one in [*pictures, *pictures[-2:0:-1]])
+    file = io.BytesIO()
+    times = {"duration": round(1000 * seconds), "loop": 0}
+    first.save(file, "GIF", save_all=True, append_images=others, disposal=1, **times)
+    return file.getvalue()
+
+
+def zoomed(picture: np.ndarray) -> np.ndarray:
+    """uint8 [H, W, 1 or 3] as Pillow has it, small ones at twice their size."""
+    zoom = 2 if len(picture) < 400 else 1
+    picture = picture.repeat(zoom, axis=0).repeat(zoom, axis=1)
+    return picture[..., 0] if picture.shape[-1] == 1 else picture
+
+
 def png(picture: np.ndarray) -> bytes:
     """uint8 [H, W, 1 or 3] -> a PNG file; small pictures are shown at twice their size."""
     from PIL import Image
 
-    zoom = 2 if len(picture) < 400 else 1
-    picture = picture.repeat(zoom, axis=0).repeat(zoom, axis=1)
     file = io.BytesIO()
-    Image.fromarray(picture[..., 0] if picture.shape[-1] == 1 else picture).save(file, "PNG", optimize=True)
+    Image.fromarray(zoomed(picture)).save(file, "PNG", optimize=True)
     return file.getvalue()

@@ -1,15 +1,15 @@
 """Draw samples from a trained model: python -m jaxgen sample runs/vae_mnist --num 64 --out grid.png"""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from jaxgen.commands.flags import parse
+from jaxgen.commands.making import Files, Trained, deliver, opened, stamps
 from jaxgen.errors import UserError
-from jaxgen.files import write_atomically
 
 
 @dataclass(frozen=True)
-class Sample:
+class Flags:
     """Draw samples."""
 
     num: int | None = None
@@ -23,51 +23,44 @@ class Sample:
     """Which model, of a run that trained several --seeds."""
 
 
+def files_of(trained: Trained, own: Flags) -> Files:
+    """One file of all samples, or one of each where --out is a folder."""
+    from jaxgen import report
+    from jaxgen.experiment import draw
+
+    experiment, num = trained.experiment, number(trained, own)
+    samples = draw(experiment, trained.params, trained.key, num)
+    if own.out is None or own.out.suffix:
+        return report.files(experiment.render(samples))
+    names = [f"{i:0{len(str(num))}d}" for i in range(1, num + 1)]
+    each = ((name, report.files(experiment.render(samples[i : i + 1]))) for i, name in enumerate(names))
+    return {f"{name}{suffix}": content for name, found in each for suffix, content in found.items()}
+
+
+def number(trained: Trained, own: Flags) -> int:
+    """How many samples."""
+    return own.num or (1 if trained.experiment.stream else 64)
+
+
 def run(directory: Path, args: list[str]) -> None:
-    import jax
+    from jaxgen import folder
 
-    from jaxgen import folder, report
-    from jaxgen.experiment import built, draw, members, restore_params
-    from jaxgen.run import cache_compilations
-
-    record, module, config = folder.load_run(directory)
-    own, controls = parse(Sample, config.sample, f"sample {directory}", args)
+    found = folder.load_run(directory)
+    own, controls = parse(Flags, found[-1].sample, f"sample {directory}", args)
     if own.num is not None and own.num < 1:
         raise UserError(f"--num {own.num}: expected at least 1")
-    if own.seed < 0:
-        raise UserError(f"--seed {own.seed}: expected at least 0")
-    if not 0 <= own.member < config.seeds:
-        raise UserError(
-            f"--member {own.member}: expected 0 to {config.seeds - 1}, since the run has --seeds {config.seeds}"
-        )
-    cache_compilations()
-    experiment = built(module.build, replace(config, sample=controls), record.data)
-    step, params = restore_params(config, experiment.model, record.data)
-    params, key = members(config, params)[own.member], jax.random.key(own.seed)
-    if experiment.stream and own.out is None and own.num in (None, 1):
-        for piece in experiment.stream(params, key):
+    trained = opened(found, own, controls)
+    stream = trained.experiment.stream
+    if stream and own.out is None and own.num in (None, 1):
+        for piece in stream(trained.params, trained.key):
             print(piece, end="", flush=True)
         print()
         return
-    num = own.num or (1 if experiment.stream else 64)
-    samples = draw(experiment, params, key, num)
-    if own.out is not None and not own.out.suffix:
-        names, shown = [f"{i:0{len(str(num))}d}" for i in range(1, num + 1)], [own.out]
-        each = ((name, report.files(experiment.render(samples[i : i + 1]))) for i, name in enumerate(names))
-        files = {own.out / f"{name}{suffix}": content for name, found in each for suffix, content in found.items()}
-    else:
-        found = report.files(experiment.render(samples))
-        first = next(iter(found))
-        if first in (".txt", ".csv") and own.out is None:
-            print(found[first].decode())
-            return
-        out = own.out or Path(f"samples{first}")
-        asked = out.suffix if out.suffix in found else first
-        files = {out if suffix == asked else out.with_suffix(suffix): content for suffix, content in found.items()}
-        shown = list(files)
-    for path, content in files.items():
-        try:
-            write_atomically(path, content)
-        except OSError as error:
-            raise UserError(f"cannot write {path} ({error.strerror}): give another --out") from None
-    print(f"{num} sample{'s' if num > 1 else ''} of {directory} at step {step}: {', '.join(map(str, shown))}")
+    files = files_of(trained, own)
+    first = next(iter(files))
+    if first in (".txt", ".csv") and own.out is None:
+        print(files[first].decode())
+        return
+    shown = deliver(own.out or Path(f"samples{first}"), stamps("sample", trained, own, files))
+    num = number(trained, own)
+    print(f"{num} sample{'s' if num > 1 else ''} of {directory} at step {trained.step}: {', '.join(map(str, shown))}")

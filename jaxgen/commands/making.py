@@ -1,0 +1,129 @@
+"""What the commands that make files share: a trained model opened, and files written that say how they were made."""
+
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+
+from jaxgen.errors import UserError
+from jaxgen.files import write_atomically
+
+Files = dict[str, bytes]  # by what is added to --out: a suffix, or the name of a file in a folder
+
+
+class Trained(NamedTuple):
+    """A model of a run folder, with controls of the moment."""
+
+    directory: Path
+    record: Any
+    config: Any
+    module: Any
+    experiment: Any
+    step: int
+    checkpoint: str
+    params: Any
+    seed: int
+
+    @property
+    def key(self) -> Any:
+        import jax
+
+        return jax.random.key(self.seed)
+
+
+def opened(run: tuple[Any, Any, Any], own: Any, controls: Any, *, step: int | None = None) -> Trained:
+    """The model of the newest checkpoint, or the newest up to a step.
+
+    Args:
+      run: what `folder.load_run` says.
+      own: flags of the command; `seed` and `member` are among them.
+      controls: of the family.
+      step: the last that is wished for.
+
+    Raises:
+      UserError: a flag is out of its range, or there is no checkpoint.
+    """
+    from jaxgen.checkpoint import digest
+    from jaxgen.experiment import built, members, restore_params
+    from jaxgen.run import cache_compilations
+
+    record, module, config = run
+    if own.seed < 0:
+        raise UserError(f"--seed {own.seed}: expected at least 0")
+    if not 0 <= own.member < config.seeds:
+        raise UserError(
+            f"--member {own.member}: expected 0 to {config.seeds - 1}, since the run has --seeds {config.seeds}"
+        )
+    cache_compilations()
+    config = replace(config, sample=controls)
+    experiment = built(module.build, config, record.data)
+    found, params = restore_params(config, experiment.model, record.data, most=step)
+    return Trained(
+        directory=config.workdir,
+        record=record,
+        config=config,
+        module=module,
+        experiment=experiment,
+        step=found,
+        checkpoint=digest(config.workdir / "checkpoints", found),
+        params=members(config, params)[own.member],
+        seed=own.seed,
+    )
+
+
+def stamps(command: str, trained: Trained, own: Any, files: Files) -> Files:
+    """The files, each with its provenance."""
+    from jaxgen import folder
+    from jaxgen.provenance import Provenance, stamped
+
+    def stamp(part: str, content: bytes) -> bytes:
+        text = Provenance(
+            command=command,
+            run=str(trained.directory.absolute()),
+            experiment=trained.record.experiment,
+            step=trained.step,
+            checkpoint=trained.checkpoint,
+            flags=plain(own),
+            controls=plain(trained.config.sample),
+            part=part,
+            versions=folder.versions(),
+            device=folder.device(),
+        )
+        return stamped(Path(part).suffix or part, content, str(text))
+
+    return {part: stamp(part, content) for part, content in files.items()}
+
+
+def plain(flags: Any) -> dict[str, Any]:
+    """As it will be read again."""
+    return msgspec.json.decode(msgspec.json.encode(asdict(flags), enc_hook=str))
+
+
+def deliver(out: Path, files: Files) -> list[Path]:
+    """Writes files beside each other, or into a folder; returns what there is to name.
+
+    Raises:
+      UserError: they cannot be written.
+    """
+    in_folder = not any(part.startswith(".") for part in files)
+    asked = out.suffix if out.suffix in files else next(iter(files))
+    for part, content in files.items():
+        path = out / part if in_folder else out if part == asked else out.with_suffix(part)
+        try:
+            write_atomically(path, content)
+        except OSError as error:
+            raise UserError(f"cannot write {path} ({error.strerror}): give another --out") from None
+    return [out] if in_folder else [out if part == asked else out.with_suffix(part) for part in files]
+
+
+def make(
+    command: str, run: tuple[Any, Any, Any], own: Any, controls: Any, files_of: Callable[[Trained, Any], Files]
+) -> None:
+    """Opens a run, makes files and writes them to `own.out`."""
+    trained = opened(run, own, controls)
+    files = stamps(command, trained, own, files_of(trained, own))
+    out = own.out or Path(f"{command}{next(iter(files))}")
+    shown = deliver(out, files)
+    print(f"{trained.directory} at step {trained.step}: {', '.join(map(str, shown))}")

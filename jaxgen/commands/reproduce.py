@@ -1,0 +1,83 @@
+"""Make a file again that a run folder's model made, and compare: python -m jaxgen reproduce grid.png"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import tyro
+
+from jaxgen.commands.making import Files, Trained, opened
+from jaxgen.errors import UserError
+
+
+@dataclass(frozen=True)
+class Flags:
+    """Make a file again, by what it says of itself, and compare the two byte by byte."""
+
+    run: Path | None = None
+    """The run folder, if it no longer lies where the file says."""
+    out: Path | None = None
+    """Where to write the new file (default: nowhere)."""
+
+
+def run(path: Path, args: list[str], makers: Mapping[str, tuple[type, Callable[[Trained, Any], Files]]]) -> None:
+    """Says that the file came out the same, or raises UserError with what differs.
+
+    Args:
+      path: the file.
+      args: what follows it.
+      makers: by command, its flags and what makes its files.
+    """
+    from jaxgen import folder
+    from jaxgen.files import write_atomically
+    from jaxgen.provenance import stamp_of, stamped
+
+    own = tyro.cli(Flags, prog=f"python -m jaxgen reproduce {path}", args=args)
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"cannot read {path} ({error.strerror}): give a file that jaxgen wrote") from None
+    try:
+        then = stamp_of(path.suffix, content)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+    if then.command not in makers:
+        raise UserError(f"{path} was made by {then.command!r}, which makes no files today: see python -m jaxgen")
+    flags, files_of = makers[then.command]
+    directory = own.run or Path(then.run)
+    record, module, config = folder.load_run(directory)
+    if record.experiment != then.experiment:
+        raise UserError(f"{path} is of the experiment {then.experiment!r}, {directory} of {record.experiment!r}")
+    try:
+        options = _converted(then.flags, flags)
+        controls = _converted(then.controls, type(config.sample))
+    except msgspec.ValidationError as error:
+        raise UserError(f"{path} was made with flags that {then.command} does not have today: {error}") from None
+    trained = opened((record, module, config), options, controls, step=then.step)
+    if trained.checkpoint != then.checkpoint:
+        raise UserError(
+            f"{path} was made by the checkpoint {then.checkpoint[:12]} of step {then.step}, and {directory} holds "
+            f"{trained.checkpoint[:12]} of step {trained.step}: the model is another"
+        )
+    made = files_of(trained, options)
+    again = stamped(path.suffix, made[then.part], str(then)) if then.part in made else b""
+    if own.out is not None:
+        try:
+            write_atomically(own.out, again)
+        except OSError as error:
+            raise UserError(f"cannot write {own.out} ({error.strerror}): give another --out") from None
+    if again == content:
+        print(f"{path} is reproduced, bit for bit: {then.command} of {directory} at step {then.step}")
+        return
+    here = folder.versions() | {"device": folder.device()}
+    changes = [f"{n} was {a}, is {b}" for n, a, b in folder.differences(then.versions | {"device": then.device}, here)]
+    raise UserError(
+        f"{path} comes out differently ({len(content):,} and {len(again):,} bytes): "
+        + ("; ".join(changes) or "with the same packages and device, so the file was changed, or the code was")
+    )
+
+
+def _converted(values: dict[str, Any], to: type) -> Any:
+    return msgspec.convert(values, to, dec_hook=lambda kind, value: kind(value))
