@@ -44,8 +44,11 @@ def load_run(directory: Path) -> tuple[Record, ModuleType, Config]:
     """Reads a run folder: its record, the module of its experiment, its configuration.
 
     Raises:
-      UserError: it is no run folder, or of an experiment that does not exist or has changed.
+      UserError: it is no run folder, a part of it lies elsewhere, or its experiment does not exist or has changed.
     """
+    for part in ("config.json", "metrics.jsonl", "checkpoints", "samples"):
+        if not (directory / part).resolve().is_relative_to(directory.resolve()):
+            raise UserError(f"{directory / part} is a link out of the run folder: put there what it leads to")
     record = read_record(directory)
     if record is None:
         raise UserError(f"{directory} is not a run folder (it has no config.json): give the --workdir of a run")

@@ -72,3 +72,19 @@ def test_spectrograms_have_time_to_the_right_and_pitch_upwards():
     picture = report.spectrograms(levels)
     assert picture.shape == (5, 3, 3)
     assert np.unravel_index(picture.sum(-1).argmax(), (5, 3)) == (0, 2)
+
+
+def test_a_map_of_latents_shows_labels_apart():
+    """Along the direction in which two labels differ most, whatever the other dimensions do."""
+    rng = np.random.default_rng(0)
+    labels = np.repeat([0, 1], 100)
+    points = 0.1 * rng.normal(size=(200, 5))
+    points[:, 3] += 10 * labels
+    picture = report.latent_map(points, labels, ["left", "right"], size=200).astype(int)
+    red, blue = picture[..., 0], picture[..., 2]
+    bluish, orange = np.flatnonzero((blue - red > 60).any(0)), np.flatnonzero((red - blue > 60)[60:].any(0))
+    assert bluish.size
+    assert orange.size
+    assert bluish.max() < 100 < orange.min()  # below the legend for the second
+    flat = report.latent_map(points[:, :1], labels, [""], size=100)  # one latent: a line
+    assert (flat != 255).any()

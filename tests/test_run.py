@@ -424,6 +424,20 @@ def test_an_edited_run_folder_is_refused(finished, change, message):
         folder.load_run(finished.workdir)
 
 
+@pytest.mark.parametrize("part", ["config.json", "checkpoints", "samples"])
+def test_a_run_folder_that_leads_elsewhere_is_refused(finished, part, tmp_path):
+    path = finished.workdir / part
+    path.rename(tmp_path / "elsewhere")
+    path.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(UserError, match=f"{part} is a link out of the run folder"):
+        folder.load_run(finished.workdir)
+    here = finished.workdir.parent / "linked"  # as a whole it may lie anywhere
+    path.unlink()
+    (tmp_path / "elsewhere").rename(path)
+    here.symlink_to(finished.workdir)
+    folder.load_run(here)
+
+
 def test_several_seeds_train_at_once_as_each_alone(config, tmp_path, capsys):
     """Seed 1 of three has the parameters that --seed 1 alone has, to rounding; the run goes on, and is sampled."""
     # A large epsilon, since Adam makes of the rounding of a gradient near 0 a whole step.
