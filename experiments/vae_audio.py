@@ -4,6 +4,7 @@ It sees how loud a sound is at each time on each bin of the mel scale, through c
 becomes a sound by the algorithm of Griffin and Lim. By default plucked strings, made here, conditional on their pitch.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -42,8 +43,10 @@ class ModelConfig:
     """Give encoder and decoder the label, where there is one."""
     beta: float = 1.0
     """Weight of the KL."""
-    warmup_steps: int = 500
+    warmup_steps: int = 0
     """Steps over which that weight grows from 0."""
+    deviation: float | None = 0.1
+    """Standard deviation of p(x | z), a share of 80 decibels; None: the decoder gives one for every bin of a frame."""
     size: int = 512
     """Samples in a frame."""
     hop: int = 64
@@ -68,7 +71,7 @@ class Config(flags.Config):
 
     workdir: Path = Path("runs/vae_audio")
     """Run folder: everything that the run writes. The same command again goes on where it stopped."""
-    steps: int = 3_000
+    steps: int = 2_000
     """Training steps."""
     batch_size: int = 64
     """Sounds in one step."""
@@ -102,7 +105,13 @@ def build(config: Config, spec: Spec) -> Experiment:
         raise UserError(f"--temperature {controls.temperature}: expected at least 0")
     config.evaluate.check()
     scale = Scale(config.data.sample_rate, options.size, options.hop, options.bins)
-    likelihood, shape = normal(), (frames(length, options.hop), options.bins)
+    fixed = options.deviation
+    if fixed is not None and not fixed > 0:
+        raise UserError(f"--model.deviation {fixed}: expected a number above 0, or None")
+    likelihood, shape = (
+        normal(None if fixed is None else 2 * math.log(fixed)),
+        (frames(length, options.hop), options.bins),
+    )
 
     def store(mel):
         return from_wave(from_log_mel(mel, length, scale))
