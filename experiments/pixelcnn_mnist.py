@@ -222,6 +222,15 @@ NAMED = {
         model=ModelConfig("made", hidden=(1_000,)),
         run=flags.RunConfig(log_every=500, evaluate_every=10_000),
     ),
+    # A fully visible sigmoid belief network: a logistic regression of each pixel on those before it.
+    "fvsbn": Config(
+        workdir=Path("runs/fvsbn"),
+        steps=20_000,
+        batch_size=100,
+        data=flags.ImageDataConfig(strict=True),
+        model=ModelConfig("made", hidden=(), direct=True),
+        run=flags.RunConfig(log_every=500, evaluate_every=10_000),
+    ),
 }
 
 if __name__ == "__main__":

@@ -289,15 +289,34 @@ def table(mu: np.ndarray, logvar: np.ndarray) -> str:
     return "\n".join([f"{sentence}.", "", "dimension  KL, nats  variance of means", *rows, ""])
 
 
-NAMED = {
-    "burda-1layer-k1": Config(
-        workdir=Path("runs/burda-1layer-k1"),
+def burda(
+    hidden: tuple[int, ...], latents: tuple[int, ...], num_samples: int, *, doubly_reparameterized: bool = False
+) -> Config:
+    """Burda et al. 2015, Table 1: one or two stochastic layers, k importance samples."""
+    name = f"burda-{len(latents)}layer-k{num_samples}{'-dreg' * doubly_reparameterized}"
+    return Config(
+        workdir=Path("runs") / name,
         steps=200_000,
         run=flags.RunConfig(log_every=1_000, evaluate_every=20_000, checkpoint_every=10_000),
         data=flags.ImageDataConfig(strict=True),
+        model=ModelConfig(
+            hidden=hidden, latents=latents, num_samples=num_samples, doubly_reparameterized=doubly_reparameterized
+        ),
         evaluate=EvaluateConfig(nll_samples=5000),
-    ),
-}
+    )
+
+
+NAMED = {f"burda-1layer-k{k}": burda((200,), (50,), k) for k in (1, 5, 50)}
+NAMED |= {f"burda-2layer-k{k}": burda((200, 100), (100, 50), k) for k in (1, 5, 50)}
+NAMED["burda-1layer-k50-dreg"] = burda((200,), (50,), 50, doubly_reparameterized=True)
+# The example that comes with flax: 30 epochs of 50,000 images that were binarised once.
+NAMED["flax"] = Config(
+    workdir=Path("runs/vae_flax"),
+    steps=11_700,
+    data=flags.ImageDataConfig("binarized_mnist", binarization="fixed", strict=True),
+    model=ModelConfig(hidden=(400,), depth=1, latents=(20,)),
+    optimizer=flags.OptimizerConfig(schedule="constant"),
+)
 
 if __name__ == "__main__":
     main(__file__, Config(), load, build, NAMED)

@@ -19,7 +19,9 @@ from jaxgen.run import parse, run
 README = (Path(__file__).parents[1] / "README.md").read_text()
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, re.DOTALL)
 SHELL = [line for kind, block in BLOCKS if kind == "sh" for line in block.replace("\\\n", " ").splitlines()]
-EXPERIMENTS = [line for line in SHELL if "python -m experiments." in line and "benchmark" not in line]
+EXPERIMENTS = [
+    line for line in SHELL if "python -m experiments." in line and not re.search("benchmark|reproduce", line)
+]
 
 
 @pytest.mark.parametrize("line", EXPERIMENTS)

@@ -1,0 +1,294 @@
+"""Published numbers, and ours beside them: python -m experiments.reproduce --list
+
+`python -m experiments.reproduce made --budget cpu` runs a row, appends what came out to results.jsonl beside this file,
+and writes the README's table anew. A run that was stopped goes on where it was.
+"""
+
+import difflib
+import importlib
+import json
+import shlex
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from jaxgen.errors import UserError
+
+RESULTS = Path(__file__).with_name("results.jsonl")
+README = Path(__file__).parents[1] / "README.md"
+BEGIN, END = "<!-- results: python -m experiments.reproduce --write -->\n", "<!-- end of results -->\n"
+
+
+class Row(NamedTuple):
+    """A number that was published.
+
+    Attributes:
+      command: what follows `python -m experiments.`
+      protocol: what is measured, on what.
+      published: the number, and whose.
+      figures: how the names of the run's figures begin that stand beside it.
+      smoke: flags for a few steps on data that come with the installation.
+      cpu: flags for two hours on two CPU cores at most; None where they are too few.
+      full: flags for the whole schedule.
+    """
+
+    command: str
+    protocol: str
+    published: str
+    figures: tuple[str, ...]
+    smoke: str
+    cpu: str | None = ""
+    full: str = ""
+
+
+_DIGITS = "--data.name mnist_5k --data.image-size 8 --batch-size 16 --steps 20 --evaluate.copies None"
+_VAE = f"{_DIGITS} --evaluate.nll-samples 2"
+_TOY = "--steps 20 --evaluate.num-samples 200 --data.count 1000"
+_TEXT = f"--data.name {shlex.quote(f'text:{__file__}')} --steps 4 --model.layers 1 --model.width 16 --model.context 16"
+_MOLECULES = "--data.name nci --data.longest 20 --steps 4 --batch-size 8 --evaluate.num-samples 50"
+_NLL, _BURDA = ("test NLL",), "MNIST, dynamic binarisation, 5,000 importance samples"
+_EPOCHS = "--steps 1537500"  # 3,280 epochs of 60,000 images in batches of 128
+
+
+def _burda(name: str, published: str, *, cpu: str, hidden: str) -> Row:
+    return Row(f"vae_mnist burda-{name}", _BURDA, published, _NLL, f"{_VAE} --model.hidden {hidden}", cpu, _EPOCHS)
+
+
+ROWS = {
+    "vae-1layer": _burda("1layer-k1", "86.76 (Burda et al. 2015)", cpu="", hidden="8"),
+    "iwae-1layer-k5": _burda("1layer-k5", "85.54 (the same)", cpu="--steps 120000", hidden="8"),
+    "iwae-1layer-k50": _burda("1layer-k50", "84.78 (the same)", cpu="--steps 30000", hidden="8"),
+    "vae-2layer": _burda("2layer-k1", "85.33 (the same)", cpu="", hidden="8 8"),
+    "iwae-2layer-k5": _burda("2layer-k5", "83.89 (the same)", cpu="--steps 80000", hidden="8 8"),
+    "iwae-2layer-k50": _burda("2layer-k50", "82.90 (the same)", cpu="--steps 20000", hidden="8 8"),
+    "iwae-dreg": _burda("1layer-k50-dreg", "84.32 (Tucker et al. 2019)", cpu="--steps 30000", hidden="8"),
+    "vae-flax": Row(
+        "vae_mnist flax",
+        "MNIST, fixed binarisation, 30 epochs",
+        "100.86 (flax's example)",
+        ("test -ELBO",),
+        f"{_VAE} --data.binarization fixed --model.hidden 8",
+    ),
+    "made": Row(
+        "pixelcnn_mnist made", "MNIST, dynamic binarisation, exact", "84.87 (pytorch-generative)", _NLL, _DIGITS
+    ),
+    "fvsbn": Row("pixelcnn_mnist fvsbn", "the same", "96.58 (pytorch-generative)", _NLL, _DIGITS),
+    "pixelcnn": Row(
+        "pixelcnn_mnist",
+        "the same",
+        "81.45, gated 81.50 (pytorch-generative)",
+        _NLL,
+        f"{_DIGITS} --model.width 8 --model.depth 2",
+        "--data.strict",
+        "full",
+    ),
+    "grid": Row("gan_toy --seeds 10", "25 modes, 2,500 samples, 10 seeds", "24.8 (PacGAN)", ("modes", "points"), _TOY),
+    "ring": Row("gan_toy --seeds 10 --data.name ring", "8 modes, the same", "7.9 (PacGAN)", ("modes", "points"), _TOY),
+    "stacked-mnist": Row(
+        "gan_stacked_mnist",
+        "1,000 modes, 128,000 images, 26,000 samples",
+        "1,000 modes, KL 0.06 (PacGAN)",
+        ("modes", "KL"),
+        "--data.name mnist_5k --data.count 500 --steps 4 --batch-size 8 --evaluate.num-samples 100 --model.width 4",
+        None,
+        "--data.strict",
+    ),
+    "shakespeare-cpu": Row(
+        "transformer_text shakespeare_cpu",
+        "Tiny Shakespeare, characters, the last tenth, nats",
+        "1.88 (nanoGPT)",
+        ("test loss",),
+        _TEXT,
+    ),
+    "shakespeare-char": Row(
+        "transformer_text shakespeare_char",
+        "the same",
+        "1.4697 (nanoGPT)",
+        ("test loss",),
+        _TEXT,
+        None,
+    ),
+    "qm9": Row(
+        "transformer_molecules qm9",
+        "10,000 samples, valid, and unique too, %",
+        "60.2, 5.6 (GrammarVAE)",
+        ("valid",),
+        _MOLECULES,
+    ),
+    "zinc250k": Row(
+        "transformer_molecules zinc250k",
+        "10,000 samples, valid, unique, novel, %; error of log P asked for",
+        "",
+        ("valid", "unique", "novel", "mean absolute error of logP"),
+        _MOLECULES,
+        None,
+    ),
+}
+Budget = Literal["smoke", "cpu", "full"]
+
+
+@dataclass(frozen=True)
+class Options:
+    """Run a row of the table."""
+
+    budget: Budget = "cpu"
+    """A few steps on data that come with the installation; two CPU cores and two hours at most; the whole schedule."""
+    seed: int = 0
+    """Seed of the run, or the first of several."""
+    workdir: Path | None = None
+    """Run folder (default: runs/reproduce/ROW-BUDGET-SEED)."""
+    results: Path = RESULTS
+    """The file to append to; a smoke run appends to none unless it is given one."""
+
+
+def words_of(name: str, budget: Budget) -> list[str]:
+    """What a row runs: the experiment, a named configuration, flags.
+
+    Raises:
+      UserError: two CPU cores are too few for it.
+    """
+    row = ROWS[name]
+    flags = {"smoke": row.smoke, "cpu": row.cpu, "full": row.full}[budget]
+    if flags is None:
+        raise UserError(f"{name} is not for two CPU cores: --budget full, on an accelerator, or smoke")
+    experiment, *rest = shlex.split(row.command)
+    flags = shlex.split(flags)
+    named = flags[:1] if flags and not flags[0].startswith("-") else []  # another configuration for this budget
+    return [experiment, *named, *rest, *flags[len(named) :]]
+
+
+def reproduce(name: str, options: Options) -> dict[str, Any] | None:
+    """Runs a row; what is to be kept of it, or None where it was stopped."""
+    from jaxgen import folder, log
+    from jaxgen.run import parse, run
+
+    workdir = options.workdir or Path("runs/reproduce") / f"{name}-{options.budget}-{options.seed}"
+    experiment, *words = words_of(name, options.budget)
+    words += ["--seed", str(options.seed), "--workdir", str(workdir)]
+    module = importlib.import_module(f"experiments.{experiment}")
+    config = parse(experiment, module.__doc__ or "", module.Config(), getattr(module, "NAMED", {}), words)
+    command = shlex.join(["python", "-m", f"experiments.{experiment}", *words])
+    print(command, flush=True)
+    with _timed(workdir):
+        run(config, module.load, module.build, experiment, command)
+    rows = [row for row in log.read(workdir) if "figures" in row]
+    if not rows:
+        return None
+    found, record = rows[-1]["figures"], folder.read_record(workdir)
+    return {
+        "row": name,
+        "budget": options.budget,
+        "figures": {key: value for key, value in found.items() if key.startswith(ROWS[name].figures)},
+        "seeds": list(range(config.seed, config.seed + config.seeds)),
+        "steps": config.steps,
+        "seconds": round(sum(map(float, _times(workdir).read_text().split()))),
+        "data": record.data.name,
+        "device": record.device,
+        "versions": record.versions,
+        "command": command,
+    }
+
+
+@contextmanager
+def _timed(workdir: Path) -> Iterator[None]:
+    """Notes how long each sitting took, beside the run folder."""
+    start = time.monotonic()
+    try:
+        yield
+    finally:
+        path = _times(workdir)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a") as file:
+            file.write(f"{time.monotonic() - start:.1f}\n")
+
+
+def _times(workdir: Path) -> Path:
+    return workdir.with_name(f"{workdir.name}.seconds")
+
+
+# The table ------------------------------------------------------------------------------------------------------------
+
+
+def table(results: list[dict[str, Any]]) -> str:
+    """Markdown: every row, with what came out of its largest budget that was run."""
+    lines = ["| row | protocol | published | ours | schedule | time, device |", "| --- | --- | --- | --- | --- | --- |"]
+    for name, row in ROWS.items():
+        runs = [result for result in results if result["row"] == name and result["budget"] != "smoke"]
+        ours, schedule, cost = "not yet run", "", ""
+        if runs:
+            budget = max((run["budget"] for run in runs), key=["cpu", "full"].index)
+            runs = [run for run in runs if run["budget"] == budget]
+            last = {tuple(run["seeds"]): run for run in runs}  # the newest of each seed
+            ours = "<br>".join(_figures(list(last.values())))
+            newest, seeds = runs[-1], sorted({seed for run in last.values() for seed in run["seeds"]})
+            shortened = "shortened: " if budget == "cpu" and row.cpu != row.full else ""
+            schedule = f"{shortened}{newest['steps']:,} steps, {_counted(seeds)}"
+            cost = f"{newest['seconds'] / 60:.0f} min, {newest['device']}"
+        lines.append(f"| `{name}` | {row.protocol} | {row.published} | {ours} | {schedule} | {cost} |")
+    return "\n".join(lines) + "\n"
+
+
+def _figures(runs: list[dict[str, Any]]) -> Iterator[str]:
+    """Each figure of one run with its error, or of several runs their mean and standard deviation."""
+    from statistics import fmean, stdev
+
+    from jaxgen.evaluate import Estimate
+
+    for key in runs[-1]["figures"]:
+        values = [run["figures"][key] for run in runs if key in run["figures"]]
+        mean, error = values[0] if len(values) == 1 else (fmean(v for v, _ in values), stdev(v for v, _ in values))
+        short = key.split(" (")[0].split(", ")[0]
+        yield f"{short} {Estimate(mean, error)}"
+
+
+def _counted(seeds: list[int]) -> str:
+    return f"seed {seeds[0]}" if len(seeds) == 1 else f"{len(seeds)} seeds"
+
+
+def read(path: Path = RESULTS) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def written(readme: str, results: list[dict[str, Any]]) -> str:
+    """The README with the table of these results."""
+    before, _, rest = readme.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not end:
+        raise UserError(f"{README} has no place for the table: expected the lines {BEGIN.strip()} and {END.strip()}")
+    return before + BEGIN + table(results) + END + after
+
+
+def main(args: list[str]) -> None:
+    import tyro
+
+    if args == ["--list"]:
+        print(table(read()), end="")
+    elif args == ["--write"]:
+        README.write_text(written(README.read_text(), read()))
+    elif not args or args[0] in ("-h", "--help"):
+        print(f"{__doc__}\nusage: python -m experiments.reproduce ROW [--budget smoke|cpu|full] | --list | --write")
+        print(f"rows:  {', '.join(ROWS)}\n       python -m experiments.reproduce ROW --help: its flags")
+    elif args[0] not in ROWS:
+        close = difflib.get_close_matches(args[0], ROWS, n=1)
+        raise UserError(
+            f"no row {args[0]!r}{f'; did you mean {close[0]}?' if close else ''}: expected {', '.join(ROWS)}"
+        )
+    else:
+        options = tyro.cli(Options, prog=f"python -m experiments.reproduce {args[0]}", args=args[1:])
+        result = reproduce(args[0], options)
+        if result and (options.budget != "smoke" or options.results != RESULTS):
+            with options.results.open("a") as file:
+                file.write(json.dumps(result) + "\n")
+            if options.results == RESULTS:
+                README.write_text(written(README.read_text(), read()))
+
+
+if __name__ == "__main__":
+    from jaxgen.run import errors_in_one_line
+
+    with errors_in_one_line():
+        main(sys.argv[1:])

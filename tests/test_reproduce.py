@@ -1,0 +1,111 @@
+"""Published numbers beside ours: every row runs to its end, and the README shows what was kept."""
+
+import json
+import re
+from functools import partial
+
+import pytest
+from test_experiments import without
+
+from experiments import gan_mnist, reproduce
+from experiments.reproduce import ROWS, main, table, words_of, written
+from jaxgen.classifier import classifier
+from jaxgen.data import molecules
+from jaxgen.errors import UserError
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick(tmp_path_factory):
+    """No shared caches, a classifier that is trained in no time, and some of RDKit's molecules."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("jaxgen.run.cache_compilations", lambda: None)
+        patch.setattr(gan_mnist, "classifier", partial(classifier, steps=40, cache=tmp_path_factory.mktemp("cache")))
+        described = molecules.described
+        patch.setattr(molecules, "described", lambda content: described(b"\n".join(content.split(b"\n")[:300])))
+        yield
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=without if "molecules" in row.command else ()) for name, row in ROWS.items()]
+)
+def test_every_row_runs_to_its_end(name, tmp_path):
+    results = tmp_path / "results.jsonl"
+    main([name, "--budget", "smoke", "--workdir", str(tmp_path / "run"), "--results", str(results)])
+    (result,) = reproduce.read(results)
+    assert result["row"] == name
+    assert result["steps"] <= 20
+    for figure in ROWS[name].figures:
+        assert any(key.startswith(figure) for key in result["figures"]), figure
+    assert {"seconds", "device", "versions", "command", "seeds", "data"} <= result.keys()
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_every_schedule_is_a_command(name):
+    """Of the same figures, whatever the budget."""
+    import importlib
+
+    from jaxgen.run import parse
+
+    for budget in ("cpu", "full"):
+        if budget == "cpu" and ROWS[name].cpu is None:
+            with pytest.raises(UserError, match=f"{name} is not for two CPU cores"):
+                words_of(name, budget)
+            continue
+        experiment, *words = words_of(name, budget)
+        module = importlib.import_module(f"experiments.{experiment}")
+        config = parse(experiment, "", module.Config(), getattr(module, "NAMED", {}), words)
+        assert config.data.strict or experiment in ("gan_toy", "transformer_text")
+
+
+def test_the_readme_shows_what_was_kept():
+    readme = reproduce.README.read_text()
+    assert written(readme, reproduce.read()) == readme
+
+
+def result(row, value, seeds, budget="cpu", **changes):
+    return {
+        "row": row,
+        "budget": budget,
+        "figures": {"test NLL, nats (mnist, and so on)": [value, 0.1]},
+        "seeds": seeds,
+        "steps": 200_000,
+        "seconds": 600,
+        "device": "1 x cpu",
+    } | changes
+
+
+def row_of(text, name):
+    return next(line for line in text.splitlines() if line.startswith(f"| `{name}`"))
+
+
+def test_the_table():
+    """The newest of each seed, of the largest budget; of several seeds mean and standard deviation."""
+    assert "not yet run" in row_of(table([]), "made")
+    one = row_of(table([result("vae-1layer", 90.0, [0]), result("vae-1layer", 87.5, [0])]), "vae-1layer")
+    assert "test NLL 87.50 ± 0.10 | shortened: 200,000 steps, seed 0 | 10 min, 1 x cpu" in one
+    two = row_of(table([result("made", 86.0, [0]), result("made", 88.0, [1])]), "made")
+    assert "test NLL 87.0 ± 1.4" in two
+    assert "shortened" not in two  # its whole schedule fits
+    full = row_of(table([result("made", 80.0, [0], "full"), result("made", 88.0, [1])]), "made")
+    assert "80.00" in full
+    assert "not yet run" in row_of(table([result("made", 80.0, [0], "smoke")]), "made")
+
+
+def test_what_is_wrong_is_said(tmp_path):
+    with pytest.raises(UserError, match=re.escape("no row 'mad'; did you mean made?")):
+        main(["mad"])
+    with pytest.raises(UserError, match="has no place for the table"):
+        written("nothing", [])
+
+
+def test_a_smoke_run_leaves_no_trace_in_what_was_kept(tmp_path, monkeypatch):
+    kept = tmp_path / "results.jsonl"
+    monkeypatch.setattr(reproduce, "RESULTS", kept)
+    monkeypatch.setattr(reproduce, "reproduce", lambda name, options: result(name, 1.0, [0], options.budget))
+    main(["made", "--budget", "smoke", "--results", str(kept)])
+    assert not kept.exists()
+    monkeypatch.setattr(reproduce, "README", tmp_path / "README.md")
+    (tmp_path / "README.md").write_text(f"before\n{reproduce.BEGIN}{reproduce.END}after\n")
+    main(["made", "--results", str(kept)])
+    assert [json.loads(line)["row"] for line in kept.read_text().splitlines()] == ["made"]
+    assert "test NLL 1.00" in (tmp_path / "README.md").read_text()
