@@ -24,6 +24,7 @@ from jaxgen.errors import UserError
 from jaxgen.files import write_atomically
 
 LOCK = ".lock"
+CARD = "MODEL_CARD.md"
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,7 @@ def claim(directory: Path, record: Record, *, overwrite: bool) -> None:
             for name in ("checkpoints", "samples", "events"):
                 if (directory / name).exists():
                     shutil.rmtree(directory / name)
-            for name in ("metrics.jsonl", "report.html", "replay.json"):
+            for name in ("metrics.jsonl", "report.html", CARD, "replay.json"):
                 (directory / name).unlink(missing_ok=True)
             content = msgspec.json.format(msgspec.json.encode(record), indent=2) + b"\n"
             write_atomically(directory / "config.json", content)
