@@ -1,10 +1,10 @@
-"""python -m jaxgen sample | evaluate | replay | data: what one does with a run folder, and with data."""
+"""python -m jaxgen sample | evaluate | compare | replay | data: what one does with run folders, and with data."""
 
 import difflib
 import sys
 from pathlib import Path
 
-from jaxgen.commands import data, evaluate, replay, sample
+from jaxgen.commands import compare, data, evaluate, replay, sample
 from jaxgen.errors import UserError
 
 USAGE = """usage: python -m jaxgen COMMAND ...
@@ -12,6 +12,7 @@ USAGE = """usage: python -m jaxgen COMMAND ...
   sample RUN     draw samples from a trained model:   python -m jaxgen sample runs/vae_mnist --num 64 --out grid.png
                  (a folder as --out holds a file of each)
   evaluate RUN   measure it on its test data:         python -m jaxgen evaluate runs/vae_mnist --nll-samples 5000
+  compare RUN RUN ...   settings, figures, curves and samples side by side, in one page (--out comparison.html)
   replay RUN     find what made a run stop for numbers that are not finite
   data prepare NAME --from DIR                        prepare a data set from its raw files, without a network
   data inception FILE.pth --out inception.npz         convert the published weights of FID's network, with PyTorch
@@ -19,7 +20,8 @@ USAGE = """usage: python -m jaxgen COMMAND ...
 Each has a --help of its own."""
 
 
-COMMANDS = {"sample": sample.run, "evaluate": evaluate.run, "replay": replay.run}  # of a run folder
+# Of a run folder; what follows it is the command's own, further folders too.
+COMMANDS = {"sample": sample.run, "evaluate": evaluate.run, "compare": compare.run, "replay": replay.run}
 ON_DATA = {"prepare": (data.prepare, "a data set's name"), "inception": (data.inception, "a file")}
 
 

