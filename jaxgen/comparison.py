@@ -24,7 +24,7 @@ PAGE = """{% extends "base" %}
 {% endfor %}</table></div>{% endmacro %}
 <style>
  body { max-width: none; margin: 2rem } .scroll, .beside { overflow-x: auto }
- td { max-width: 40rem; overflow-wrap: break-word } .ruled th { border-bottom: 1px solid #999 }
+ .ruled tr td { min-width: 0; max-width: 40rem; overflow-wrap: break-word } .ruled th { border-bottom: 1px solid #999 }
  .beside { display: grid; grid-template-columns: repeat({{ runs | length }}, minmax(14rem, 34rem)); gap: 1rem }
  .beside figure { width: auto; margin: 0 } .beside h3 { font: inherit; color: #666; margin: 0 }
  summary { font-weight: bold; margin: 1rem 0 .5rem }

@@ -38,6 +38,7 @@ BASE = """<!doctype html>
 <link rel="icon" href="data:,">
 <style>
  body { font: 15px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #222 }
+ body { overflow-wrap: anywhere } td:first-child { min-width: 14rem } td + td { min-width: 10rem }
  h1 { font-size: 1.5rem } h2 { font-size: 1.1rem; margin-top: 2rem }
  code, pre { background: #f4f4f4; border-radius: 4px; padding: .1rem .3rem }
  pre { padding: .7rem; overflow-x: auto; white-space: pre-wrap }
@@ -193,9 +194,9 @@ def plots(each: Mapping[str, Mapping[str, Line]], *, labels: Sequence[str] = ())
     for axes, (title, several) in zip(figure.subplots(rows, columns, squeeze=False).flat, each.items(), strict=False):
         for label, (xs, ys) in several.items():
             i = labels.index(label)
-            look = {"color": f"C{i % 10}", "linestyle": ("-", "--", ":")[i // 10 % 3]}
-            axes.plot(xs, ys, label=label or None, marker="." if len(xs) < 30 else None, linewidth=1.2, **look)
-        axes.set_title(title, fontsize=8.5, loc="left", x=-0.15, y=1.0, parse_math=False)
+            look = {"color": f"C{i % 10}", "linestyle": ("-", "--", ":")[i // 10 % 3], "linewidth": 1.2}
+            axes.plot(xs, ys, label=_printable(label) or None, marker="." if len(xs) < 30 else None, **look)
+        axes.set_title(_printable(title), fontsize=8.5, loc="left", x=-0.15, y=1.0, parse_math=False)
         axes.tick_params(labelsize=8)
         axes.spines[["top", "right"]].set_visible(False)
         if any(several):
@@ -208,6 +209,10 @@ def plots(each: Mapping[str, Mapping[str, Line]], *, labels: Sequence[str] = ())
         warnings.filterwarnings("ignore", "Glyph .* missing from font")
         figure.savefig(svg, format="svg")
     return svg.getvalue()[svg.getvalue().index("<svg") :]
+
+
+def _printable(text: str) -> str:
+    return "".join(c if c.isprintable() else " " for c in text)  # Matplotlib fails at half a pair of surrogates
 
 
 def grid(images: np.ndarray, *, columns: int | None = None, gap: int = 2) -> np.ndarray:
