@@ -17,11 +17,12 @@ HELD_OUT = 2_000  # most held-out images whose nearest training images are looke
 
 
 class Audit(NamedTuple):
-    """Figures, things to see, and what is wrong with the model, in words."""
+    """Figures, things to see, what is wrong with the model, in words, and whether it copies."""
 
     figures: dict[str, Estimate] = {}
     exhibits: dict[str, Exhibit] = {}
     warnings: tuple[str, ...] = ()
+    verdict: str = ""
 
 
 def images_audit(
@@ -81,6 +82,7 @@ def images_audit(
             },
             exhibits={"memorization": f"{found}\n", "samples over nearest training images": grid(pairs, columns=10)},
             warnings=(str(found),) if found.copies else (),
+            verdict=str(found),
         )
 
     return audit

@@ -22,8 +22,10 @@ from jaxgen.config import Config
 from jaxgen.data.source import Dataset, Spec
 from jaxgen.errors import UserError
 from jaxgen.files import write_atomically
+from jaxgen.report import SUFFIXES
 
 LOCK = ".lock"
+CARD = "MODEL_CARD.md"
 
 
 @dataclass(frozen=True)
@@ -46,12 +48,7 @@ def load_run(directory: Path) -> tuple[Record, ModuleType, Config]:
     Raises:
       UserError: it is no run folder, a part of it lies elsewhere, or its experiment does not exist or has changed.
     """
-    for part in ("config.json", "metrics.jsonl", "checkpoints", "samples"):
-        if not (directory / part).resolve().is_relative_to(directory.resolve()):
-            raise UserError(f"{directory / part} is a link out of the run folder: put there what it leads to")
-    record = read_record(directory)
-    if record is None:
-        raise UserError(f"{directory} is not a run folder (it has no config.json): give the --workdir of a run")
+    record = record_in(directory)
     name = record.experiment
     if not re.fullmatch(r"[A-Za-z_]\w*", name) or importlib.util.find_spec(f"experiments.{name}") is None:
         raise UserError(f"{directory}/config.json names the experiment {name!r}, and experiments/ holds none of it")
@@ -79,6 +76,31 @@ def read_record(directory: Path) -> Record | None:
         raise UserError(f"{path} is not that of a run ({error}): give another --workdir") from None
 
 
+def record_in(directory: Path) -> Record:
+    """That of a run folder; a UserError where it is none, or where a part of it lies elsewhere."""
+    for part in ("config.json", "metrics.jsonl", "checkpoints", "samples"):
+        if not (directory / part).resolve().is_relative_to(directory.resolve()):
+            raise UserError(f"{directory / part} is a link out of the run folder: put there what it leads to")
+    record = read_record(directory)
+    if record is None:
+        raise UserError(f"{directory} is not a run folder (it has no config.json): give the --workdir of a run")
+    return record
+
+
+def exhibits(directory: Path) -> dict[str, list[Path]]:
+    """The files that evaluations left, by caption, the newest last."""
+    found: dict[str, list[Path]] = {}
+    files = [path for suffix in SUFFIXES for path in (directory / "samples").glob(f"*_*{suffix}")]
+    files = [path for path in files if path.stem.rpartition("_")[2].isdecimal()]
+    for path in sorted(files, key=lambda path: (step_of(path), path.stat().st_mtime_ns)):
+        found.setdefault(path.stem.rpartition("_")[0].replace("_", " "), []).append(path)
+    return found
+
+
+def step_of(exhibit: Path) -> int:
+    return int(exhibit.stem.rpartition("_")[2])
+
+
 def check_writable(directory: Path) -> None:
     """Raises UserError where the folder is another's or could not be made; asked before the data are loaded."""
     existing = next(path for path in (directory.absolute(), *directory.absolute().parents) if path.exists())
@@ -104,7 +126,7 @@ def claim(directory: Path, record: Record, *, overwrite: bool) -> None:
             for name in ("checkpoints", "samples", "events"):
                 if (directory / name).exists():
                     shutil.rmtree(directory / name)
-            for name in ("metrics.jsonl", "report.html", "replay.json"):
+            for name in ("metrics.jsonl", "report.html", CARD, "replay.json"):
                 (directory / name).unlink(missing_ok=True)
             content = msgspec.json.format(msgspec.json.encode(record), indent=2) + b"\n"
             write_atomically(directory / "config.json", content)
@@ -170,10 +192,14 @@ def check_alike(processes: list[dict[str, Any]]) -> None:
 
 
 def differences(old: Any, new: Any, name: str = "") -> Iterator[tuple[str, Any, Any]]:
-    if isinstance(old, dict) and isinstance(new, dict):
-        for key in old | new:
-            yield from differences(old.get(key), new.get(key), f"{name}.{key}" if name else key)
-    elif old != new:
+    """(name, old, new) of what differs, down to the last leaf, also where all that it is part of is missing."""
+    if old == new:
+        return
+    one, other = ({} if value is None else value for value in (old, new))
+    if isinstance(one, dict) and isinstance(other, dict):
+        for key in one | other:
+            yield from differences(one.get(key), other.get(key), f"{name}.{key}" if name else key)
+    else:
         yield name.replace("_", "-"), old, new
 
 

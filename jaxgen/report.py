@@ -4,6 +4,7 @@ import base64
 import csv
 import io
 import math
+import warnings
 import wave
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -31,12 +32,13 @@ Exhibit = np.ndarray | str | Sound | Table  # a picture is uint8 [H, W, C]
 SUFFIXES = (".png", ".txt", ".wav", ".csv")
 File = tuple[str, bytes]  # one of those suffixes, and what the file holds
 
-PAGE = """<!doctype html>
+BASE = """<!doctype html>
 <html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{{ title }}</title>
 <link rel="icon" href="data:,">
 <style>
  body { font: 15px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #222 }
+ body { overflow-wrap: anywhere } td:first-child { min-width: 14rem } td + td { min-width: 10rem }
  h1 { font-size: 1.5rem } h2 { font-size: 1.1rem; margin-top: 2rem }
  code, pre { background: #f4f4f4; border-radius: 4px; padding: .1rem .3rem }
  pre { padding: .7rem; overflow-x: auto; white-space: pre-wrap }
@@ -48,19 +50,28 @@ PAGE = """<!doctype html>
  img { image-rendering: pixelated; max-width: 100% } svg { max-width: 100%; height: auto } audio { width: 100% }
 </style>
 <h1>{{ title }}</h1>
+{% block body %}{% endblock %}
+</html>
+"""
+
+SHOW = """{% macro show(name, kind, content) %}{% if kind in (".txt", ".csv") %}<h3>{{ name }}</h3>\
+<pre>{{ content.decode(errors="replace") }}</pre>\
+{% elif kind == ".wav" %}<figure><audio controls src="data:audio/wav;base64,{{ content | base64 }}"></audio>\
+<figcaption>{{ name }}</figcaption></figure>\
+{% else %}<figure{% if content | width > 640 %} class="wide"{% endif %}>\
+<img alt="{{ name }}" src="data:image/png;base64,{{ content | base64 }}">\
+<figcaption>{{ name }}</figcaption></figure>{% endif %}{% endmacro %}
+"""
+
+PAGE = """{% extends "base" %}
+{% block body %}
+{% from "show" import show %}
 {% if notice %}<p class="notice">{{ notice }}</p>{% endif %}
 {% for warning in warnings %}<p class="notice">{{ warning }}</p>{% endfor %}
 <pre>{{ command }}</pre>
 <h2>Figures</h2>
 <table>{% for name, value in figures.items() %}<tr><td>{{ name }}</td><td>{{ value }}</td></tr>{% endfor %}</table>
 <h2>Samples</h2>
-{% macro show(name, kind, content) %}{% if kind in (".txt", ".csv") %}<h3>{{ name }}</h3>\
-<pre>{{ content.decode() }}</pre>\
-{% elif kind == ".wav" %}<figure><audio controls src="data:audio/wav;base64,{{ base64(content) }}"></audio>\
-<figcaption>{{ name }}</figcaption></figure>\
-{% else %}<figure{% if width(content) > 640 %} class="wide"{% endif %}>\
-<img alt="{{ name }}" src="data:image/png;base64,{{ base64(content) }}">\
-<figcaption>{{ name }}</figcaption></figure>{% endif %}{% endmacro %}
 {% for name, file in exhibits.items() %}{{ show(name, *file) }}
 {% endfor %}
 {% if earlier %}<details><summary>as they came about</summary>
@@ -70,7 +81,7 @@ PAGE = """<!doctype html>
 {{ curves }}
 <h2>Run</h2>
 <table>{% for name, value in facts.items() %}<tr><td>{{ name }}</td><td>{{ value }}</td></tr>{% endfor %}</table>
-</html>
+{% endblock %}
 """
 
 
@@ -99,22 +110,29 @@ def page(
       warnings: what went wrong on the way.
       notice: what a reader must know first.
     """
-    import jinja2
-
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
-    return environment.from_string(PAGE).render(
+    return render(
+        PAGE,
         title=title,
         command=command,
         figures=figures,
         exhibits=exhibits,
         earlier=earlier,
-        base64=lambda content: base64.b64encode(content).decode(),
-        width=lambda png: int.from_bytes(png[16:20]),
         warnings=warnings,
-        curves=jinja2.utils.markupsafe.Markup(curves(rows)),
+        curves=curves(rows),
         facts=facts,
         notice=notice,
     )
+
+
+def render(template: str, *, curves: str, **values: object) -> str:
+    """A page in the style of all pages, that needs nothing beside it: all values are escaped, but for the SVG."""
+    import jinja2
+
+    parts = jinja2.DictLoader({"base": BASE, "show": SHOW})
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, loader=parts)
+    environment.filters["base64"] = lambda content: base64.b64encode(content).decode()
+    environment.filters["width"] = lambda png: int.from_bytes(png[16:20])
+    return environment.from_string(template).render(curves=jinja2.utils.markupsafe.Markup(curves), **values)
 
 
 def encode(exhibit: Exhibit) -> File:
@@ -133,41 +151,68 @@ def files(exhibits: Exhibit | list[Exhibit]) -> dict[str, bytes]:
     return dict(map(encode, exhibits if isinstance(exhibits, list) else [exhibits]))
 
 
-def curves(rows: Sequence[Mapping[str, float]]) -> str:
-    """One SVG of small plots: a metric in each, training and held-out data over one another."""
-    from matplotlib.figure import Figure
+Line = tuple[list[int], list[float]]
 
-    lines: dict[str, dict[str, tuple[list, list]]] = {}
+
+def lines(rows: Sequence[Mapping[str, float]]) -> dict[str, Line]:
+    """Steps and values of each metric, by its whole name, such as "train/loss"; of what is a finite number."""
+    found: dict[str, Line] = {}
     for row in rows:
         for name, value in row.items():
-            split, _, metric = name.rpartition("/")
             if name != "step" and isinstance(value, (int, float)) and math.isfinite(value):
-                xs, ys = lines.setdefault(metric, {}).setdefault(split, ([], []))
+                xs, ys = found.setdefault(name, ([], []))
                 xs.append(row["step"])
                 ys.append(value)
-    if not lines:
+    return found
+
+
+def curves(rows: Sequence[Mapping[str, float]]) -> str:
+    """A plot of each metric, training and held-out data over one another."""
+    metrics: dict[str, dict[str, Line]] = {}
+    for name, line in lines(rows).items():
+        split, slash, metric = name.partition("/")
+        metrics.setdefault(metric if slash else name, {})[split if slash else ""] = line
+    return plots(metrics)
+
+
+def plots(each: Mapping[str, Mapping[str, Line]], *, labels: Sequence[str] = ()) -> str:
+    """One SVG of small plots: lines by their labels, in plots by their titles.
+
+    A label has the same colour in all plots, in the order of `labels`, or else of appearance.
+    """
+    from matplotlib.figure import Figure
+
+    if not each:
         return ""
-    columns = min(3, len(lines))
-    rows_of_plots = math.ceil(len(lines) / columns)
-    width, height = 3.6 * columns, 2.6 * rows_of_plots
+    columns = min(3, len(each))
+    rows = math.ceil(len(each) / columns)
+    width, height = 3.6 * columns, 2.6 * rows
     figure = Figure(figsize=(width, height))
     # Places in inches: a layout that looks for them would draw everything once more.
     figure.subplots_adjust(0.6 / width, 0.35 / height, 1 - 0.1 / width, 1 - 0.35 / height, wspace=0.25, hspace=0.35)
-    for axes, (metric, splits) in zip(
-        figure.subplots(rows_of_plots, columns, squeeze=False).flat, lines.items(), strict=False
-    ):
-        for split, (xs, ys) in splits.items():
-            axes.plot(xs, ys, label=split or None, marker="." if len(xs) < 30 else None, linewidth=1.2)
-        axes.set_title(metric, fontsize=8.5, loc="left", x=-0.15, y=1.0)
+    labels = list(dict.fromkeys([*labels, *(label for several in each.values() for label in several)]))
+    for axes, (title, several) in zip(figure.subplots(rows, columns, squeeze=False).flat, each.items(), strict=False):
+        for label, (xs, ys) in several.items():
+            i = labels.index(label)
+            look = {"color": f"C{i % 10}", "linestyle": ("-", "--", ":")[i // 10 % 3], "linewidth": 1.2}
+            axes.plot(xs, ys, label=_printable(label) or None, marker="." if len(xs) < 30 else None, **look)
+        axes.set_title(_printable(title), fontsize=8.5, loc="left", x=-0.15, y=1.0, parse_math=False)
         axes.tick_params(labelsize=8)
         axes.spines[["top", "right"]].set_visible(False)
-        if any(splits):
-            axes.legend(fontsize=8, frameon=False)
-    for axes in figure.axes[len(lines) :]:
+        if any(several):
+            for text in axes.legend(fontsize=8, frameon=False).get_texts():
+                text.set_parse_math(False)
+    for axes in figure.axes[len(each) :]:
         axes.set_axis_off()
     svg = io.StringIO()
-    figure.savefig(svg, format="svg")
+    with warnings.catch_warnings():  # letters that the font lacks are boxes, which is no reason to say so
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")
+        figure.savefig(svg, format="svg")
     return svg.getvalue()[svg.getvalue().index("<svg") :]
+
+
+def _printable(text: str) -> str:
+    return "".join(c if c.isprintable() else " " for c in text)  # Matplotlib fails at half a pair of surrogates
 
 
 def grid(images: np.ndarray, *, columns: int | None = None, gap: int = 2) -> np.ndarray:

