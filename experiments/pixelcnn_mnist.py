@@ -80,7 +80,7 @@ class Config(flags.Config):
 
     workdir: Path = Path("runs/pixelcnn_mnist")
     """Run folder: everything that the run writes. The same command again goes on where it stopped."""
-    steps: int = 20_000
+    steps: int = 15_000
     """Training steps."""
     batch_size: int = 16
     """Images in one step."""

@@ -48,7 +48,8 @@ class Row(NamedTuple):
 _DIGITS = "--data.name mnist_5k --data.image-size 8 --batch-size 16 --steps 20 --evaluate.copies None"
 _VAE = f"{_DIGITS} --evaluate.nll-samples 2"
 _TOY = "--steps 20 --evaluate.num-samples 200 --data.count 1000"
-_TEXT = f"--data.name {shlex.quote(f'text:{__file__}')} --steps 4 --model.layers 1 --model.width 16 --model.context 16"
+_SMALL = "--model.layers 1 --model.heads 2 --model.width 16"
+_TEXT = f"--data.name {shlex.quote(f'text:{__file__}')} --steps 4 --model.context 16 {_SMALL}"
 _MOLECULES = "--data.name nci --data.longest 20 --steps 4 --batch-size 8 --evaluate.num-samples 50"
 _NLL, _BURDA = ("test NLL",), "MNIST, dynamic binarisation, 5,000 importance samples"
 _EPOCHS = "--steps 1537500"  # 3,280 epochs of 60,000 images in batches of 128
