@@ -50,7 +50,7 @@ class ModelConfig(gan_mnist.GameConfig):
     """Multilayer perceptrons that see waves of their input too; or those of Lin et al. 2018."""
     hidden: tuple[int, ...] = (128, 128, 128)
     """Widths of the hidden layers of each (of mlp)."""
-    latents: int = 12
+    latents: int = 10
     """Latent dimensions."""
     prior: Literal["normal", "uniform", "mixture"] = "mixture"
     """Of each latent: N(0, 1), uniform in [-1, 1], or near -1 or 1, so that modes need not be connected."""
