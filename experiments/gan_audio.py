@@ -34,6 +34,8 @@ class ModelConfig(GameConfig):
     """Channels at the highest resolution."""
     layers: int = 4
     """Of each network, each of a stride of 4."""
+    phase_shuffle: int = 0
+    """Most samples by which the discriminator moves each example before a layer."""
     latents: int = 64
     """Latent dimensions."""
     conditional: bool = True
@@ -89,11 +91,16 @@ def build(config: Config, spec: Spec) -> Experiment:
             f"--model.width {options.width}, --model.layers {options.layers}, --model.latents {options.latents}: "
             f"expected at least 1 of each, and 4 to the power of the layers up to {length}, the samples of a sound"
         )
+    if not 0 <= options.phase_shuffle < length // 4**options.layers:
+        raise UserError(
+            f"--model.phase-shuffle {options.phase_shuffle}: expected 0 to {length // 4**options.layers - 1}, less than "
+            "the last layer is long"
+        )
     config.evaluate.check()
     common = {"width": options.width, "layers": options.layers, "dtype": config.run.dtype}
     model = gan(
         generator=Generator(length, norm=options.norm, **common),
-        discriminator=Discriminator(**common),
+        discriminator=Discriminator(phase_shuffle=options.phase_shuffle, **common),
         **game(config, options),
         latents=options.latents,
         observe=lambda batch: to_wave(batch["audio"])[..., None],
@@ -155,7 +162,15 @@ NAMED = {
         steps=100_000,
         batch_size=64,
         model=ModelConfig(
-            "wasserstein", r1=0.0, r2=0.0, gradient_penalty=10.0, n_critic=5, norm="none", width=64, latents=100
+            "wasserstein",
+            r1=0.0,
+            r2=0.0,
+            gradient_penalty=10.0,
+            n_critic=5,
+            norm="none",
+            width=64,
+            latents=100,
+            phase_shuffle=2,
         ),
         optimizer=flags.OptimizerConfig(learning_rate=1e-4, schedule="constant", b1=0.5, b2=0.9),
         run=flags.RunConfig(log_every=200, evaluate_every=10_000, checkpoint_every=5_000, chunk=10),

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxgen.networks.conv1d import Decoder, Discriminator, Down, Encoder, Generator, Up
+from jaxgen.networks.conv1d import Decoder, Discriminator, Down, Encoder, Generator, Up, moved
 
 KEY = jax.random.key(0)
 
@@ -37,3 +37,18 @@ def test_shapes_of_any_length():
         assert of(Discriminator(width=2, layers=3), jnp.zeros((2, length, 1)), condition) == (2,)
         assert of(Encoder(6, channels=(2, 4)), jnp.zeros((2, length, 7)), condition) == (2, 6)
         assert of(Decoder((length, 7), channels=(4, 2)), jnp.zeros((9, 2, 5)), condition) == (9, 2, length, 7)
+
+
+def test_a_phase_shuffle_moves_each_example_by_a_few_samples():
+    """By every distance up to the most, mirrored at the ends; and not where there is no key."""
+    x = jnp.arange(200 * 9.0).reshape(200, 9, 1)
+    found = np.asarray(moved(x, KEY, 2))[..., 0]
+    for row, original in zip(found, np.asarray(x)[..., 0], strict=True):
+        mirrored = np.pad(original, 2, mode="reflect")
+        assert any(np.array_equal(row, mirrored[i : i + 9]) for i in range(5))
+    assert len(set((found[:, 4] - np.asarray(x)[:, 4, 0]).tolist())) == 5
+    network, x = Discriminator(width=2, layers=2, phase_shuffle=2), jax.random.normal(KEY, (3, 64, 1))
+    variables = network.init(KEY, x)
+    still = network.apply(variables, x)
+    assert not np.array_equal(still, network.apply(variables, x, rngs={"dropout": KEY}))
+    np.testing.assert_array_equal(still, Discriminator(width=2, layers=2).apply(variables, x))

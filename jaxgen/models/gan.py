@@ -211,16 +211,18 @@ def gan(
         adaptive = {} if augment_target is None else {"augmentation": {"p": jnp.zeros(())}}
         return {name: variables["params"] for name, variables in made.items()} | statistics | adaptive
 
-    def call(name: str, params: Params, x: Array, condition: Array | None, *, training: bool) -> tuple[Array, Params]:
-        """The output, and the statistics that it leaves behind."""
+    def call(
+        name: str, params: Params, x: Array, condition: Array | None, *, training: bool, key: Key | None = None
+    ) -> tuple[Array, Params]:
+        """The output, and the statistics that it leaves behind; `key` is for what a network draws."""
         network, statistics = {"generator": generator, "discriminator": discriminator}[name], f"{name}_statistics"
-        variables = {"params": params[name]}
+        variables, rngs = {"params": params[name]}, {} if key is None else {"dropout": key}
         if statistics not in params:
-            return network.apply(variables, x, condition), {}
+            return network.apply(variables, x, condition, rngs=rngs), {}
         variables["batch_stats"] = params[statistics]
         if not training:
-            return network.apply(variables, x, condition), {}
-        output, new = network.apply(variables, x, condition, mutable=["batch_stats"])
+            return network.apply(variables, x, condition, rngs=rngs), {}
+        output, new = network.apply(variables, x, condition, rngs=rngs, mutable=["batch_stats"])
         return output, {statistics: new["batch_stats"]}
 
     def one_hot(labels: Array | None) -> Array | None:
@@ -259,7 +261,7 @@ def gan(
         """D of rows as they are, or augmented; [B]."""
         if augment is not None:
             x = augment(x, key, jnp.ones(()) if augment_target is None else params["augmentation"]["p"])
-        output, writes = call("discriminator", params, x, condition, training=True)
+        output, writes = call("discriminator", params, x, condition, training=True, key=key)
         return output.reshape(len(x)), writes
 
     def score(params: Params, condition: Array | None, key: Key) -> Callable[[Array], Array]:

@@ -144,20 +144,32 @@ class Generator(nn.Module):
 class Discriminator(nn.Module):
     """Waves [B, T, C] and an optional condition [B, K] -> [B], high for what looks real (Donahue et al. 2019, table 4).
 
-    Without their phase shuffle. A condition enters by projection (Miyato & Koyama 2018, eq. 7).
+    A condition enters by projection (Miyato & Koyama 2018, eq. 7).
 
     Attributes:
       width: channels after the first layer; twice as many after each further one, up to 8 times.
       layers: each a quarter as long as the one before.
+      phase_shuffle: most samples by which each example is moved, at random, before every layer but the first, where
+        there is a key "dropout" to draw with: what upsampling leaves at one phase then betrays no generated wave.
       dtype: of the arithmetic; parameters and output are float32.
     """
 
     width: int = 16
     layers: int = 4
+    phase_shuffle: int = 0
     dtype: str | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array, condition: jax.Array | None = None) -> jax.Array:
         for i in range(self.layers):
+            if i and self.phase_shuffle and self.has_rng("dropout"):
+                x = moved(x, self.make_rng("dropout"), self.phase_shuffle)
             x = leaky_relu(Down(self.width * 2 ** min(i, 3), kernel_size=25, stride=4, dtype=self.dtype)(x))
         return Head(dtype=self.dtype)(x.reshape(len(x), -1), condition)
+
+
+def moved(x: jax.Array, key: jax.Array, most: int) -> jax.Array:
+    """Examples [B, T, C], each by -most to most samples, mirrored at its ends (Donahue et al. 2019, section 3.3)."""
+    padded = jnp.pad(x, ((0, 0), (most, most), (0, 0)), mode="reflect")
+    starts = jax.random.randint(key, (len(x),), 0, 2 * most + 1)
+    return jax.vmap(lambda row, start: jax.lax.dynamic_slice_in_dim(row, start, x.shape[1]))(padded, starts)
