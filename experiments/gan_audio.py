@@ -93,8 +93,8 @@ def build(config: Config, spec: Spec) -> Experiment:
         )
     if not 0 <= options.phase_shuffle < length // 4**options.layers:
         raise UserError(
-            f"--model.phase-shuffle {options.phase_shuffle}: expected 0 to {length // 4**options.layers - 1}, less than "
-            "the last layer is long"
+            f"--model.phase-shuffle {options.phase_shuffle}: expected 0 to {length // 4**options.layers - 1}, "
+            "less than the last layer is long"
         )
     config.evaluate.check()
     common = {"width": options.width, "layers": options.layers, "dtype": config.run.dtype}
