@@ -7,6 +7,7 @@ and writes the README's table anew. A run that was stopped goes on where it was.
 import difflib
 import importlib
 import json
+import os
 import shlex
 import sys
 import time
@@ -169,10 +170,11 @@ def reproduce(name: str, options: Options) -> dict[str, Any] | None:
 
     workdir = options.workdir or Path("runs/reproduce") / f"{name}-{options.budget}-{options.seed}"
     experiment, *words = words_of(name, options.budget)
-    words += ["--seed", str(options.seed), "--workdir", str(workdir)]
+    words += ["--seed", str(options.seed)]
+    command = shlex.join(["python", "-m", f"experiments.{experiment}", *words])
+    words += ["--workdir", str(workdir)]
     module = importlib.import_module(f"experiments.{experiment}")
     config = parse(experiment, module.__doc__ or "", module.Config(), getattr(module, "NAMED", {}), words)
-    command = shlex.join(["python", "-m", f"experiments.{experiment}", *words])
     print(command, flush=True)
     with _timed(workdir):
         run(config, module.load, module.build, experiment, command)
@@ -189,6 +191,7 @@ def reproduce(name: str, options: Options) -> dict[str, Any] | None:
         "seconds": round(sum(map(float, _times(workdir).read_text().split()))),
         "data": record.data.name,
         "device": record.device,
+        "cores": len(os.sched_getaffinity(0)),
         "versions": record.versions,
         "command": command,
     }
@@ -228,7 +231,8 @@ def table(results: list[dict[str, Any]]) -> str:
             newest, seeds = runs[-1], sorted({seed for run in last.values() for seed in run["seeds"]})
             shortened = "shortened: " if budget == "cpu" and row.cpu != row.full else ""
             schedule = f"{shortened}{newest['steps']:,} steps, {_counted(seeds)}"
-            cost = f"{newest['seconds'] / 60:.0f} min, {newest['device']}"
+            device = f"{_cores(newest['cores'])} of a CPU" if "cpu" in newest["device"] else newest["device"]
+            cost = f"{newest['seconds'] / 60:.0f} min, {device}"
         lines.append(f"| `{name}` | {row.protocol} | {row.published} | {ours} | {schedule} | {cost} |")
     return "\n".join(lines) + "\n"
 
@@ -248,6 +252,10 @@ def _figures(runs: list[dict[str, Any]]) -> Iterator[str]:
 
 def _counted(seeds: list[int]) -> str:
     return f"seed {seeds[0]}" if len(seeds) == 1 else f"{len(seeds)} seeds"
+
+
+def _cores(count: int) -> str:
+    return f"{count} core{'s' if count > 1 else ''}"
 
 
 def read(path: Path = RESULTS) -> list[dict[str, Any]]:

@@ -36,7 +36,7 @@ def test_every_row_runs_to_its_end(name, tmp_path):
     assert result["steps"] <= 20
     for figure in ROWS[name].figures:
         assert any(key.startswith(figure) for key in result["figures"]), figure
-    assert {"seconds", "device", "versions", "command", "seeds", "data"} <= result.keys()
+    assert {"seconds", "device", "cores", "versions", "command", "seeds", "data"} <= result.keys()
 
 
 @pytest.mark.parametrize("name", ROWS)
@@ -71,6 +71,7 @@ def result(row, value, seeds, budget="cpu", **changes):
         "steps": 200_000,
         "seconds": 600,
         "device": "1 x cpu",
+        "cores": 2,
     } | changes
 
 
@@ -82,7 +83,7 @@ def test_the_table():
     """The newest of each seed, of the largest budget; of several seeds mean and standard deviation."""
     assert "not yet run" in row_of(table([]), "made")
     one = row_of(table([result("vae-1layer", 90.0, [0]), result("vae-1layer", 87.5, [0])]), "vae-1layer")
-    assert "test NLL 87.50 ± 0.10 | shortened: 200,000 steps, seed 0 | 10 min, 1 x cpu" in one
+    assert "test NLL 87.50 ± 0.10 | shortened: 200,000 steps, seed 0 | 10 min, 2 cores of a CPU" in one
     two = row_of(table([result("made", 86.0, [0]), result("made", 88.0, [1])]), "made")
     assert "test NLL 87.0 ± 1.4" in two
     assert "shortened" not in two  # its whole schedule fits
