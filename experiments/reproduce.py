@@ -258,7 +258,9 @@ def _cores(count: int) -> str:
     return f"{count} core{'s' if count > 1 else ''}"
 
 
-def read(path: Path = RESULTS) -> list[dict[str, Any]]:
+def read(path: Path | None = None) -> list[dict[str, Any]]:
+    """What was kept."""
+    path = path or RESULTS
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 

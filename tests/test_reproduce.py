@@ -85,7 +85,7 @@ def test_the_table():
     one = row_of(table([result("vae-1layer", 90.0, [0]), result("vae-1layer", 87.5, [0])]), "vae-1layer")
     assert "test NLL 87.50 ± 0.10 | shortened: 200,000 steps, seed 0 | 10 min, 2 cores of a CPU" in one
     two = row_of(table([result("made", 86.0, [0]), result("made", 88.0, [1])]), "made")
-    assert "test NLL 87.0 ± 1.4" in two
+    assert "test NLL 87.00 ± 1.41" in two
     assert "shortened" not in two  # its whole schedule fits
     full = row_of(table([result("made", 80.0, [0], "full"), result("made", 88.0, [1])]), "made")
     assert "80.00" in full
