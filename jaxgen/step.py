@@ -177,19 +177,20 @@ def _clipped(
     """What `gradient(batch, key)` would return, but of gradients of examples that are clipped before their mean."""
     examples = jax.tree.map(lambda x: x[:, None], batch)
     keys = jax.vmap(partial(jax.random.fold_in, key))(jnp.arange(_rows(batch)))
-    try:
-        (values, aux), grads = jax.vmap(gradient, out_axes=((0, Aux(0, None)), 0))(examples, keys)
-    except ValueError as error:
-        if "out_axes is None" not in str(error):
-            raise
-        raise UserError(
-            "--optimizer.noise-multiplier: this loss writes down what depends on its examples, past the noise, as "
-            "batch normalisation does: use a model without it (such as --model.norm group), or no noise",
-            shared=True,
-        ) from None
+    (values, aux), grads = jax.vmap(gradient)(examples, keys)
+    if aux.writes:
+        try:  # JAX refuses to leave out the axis of the examples where a value depends on them
+            jax.eval_shape(jax.vmap(lambda *one: gradient(*one)[0][1].writes, out_axes=None), examples, keys)
+        except ValueError:
+            raise UserError(
+                "--optimizer.noise-multiplier: this loss writes down what depends on its examples, past the noise, as "
+                "batch normalisation does: use a model without it (such as --model.norm group), or no noise",
+                shared=True,
+            ) from None
     total, _ = optax.per_example_global_norm_clip(grads, norm)
     mean = jax.tree.map(lambda x: x / _rows(batch), total)
-    return (values.mean(), Aux(jax.tree.map(lambda x: x.mean(0), aux.metrics), aux.writes)), mean
+    metrics, writes = jax.tree.map(lambda x: x.mean(0), aux.metrics), jax.tree.map(lambda x: x[0], aux.writes)
+    return (values.mean(), Aux(metrics, writes)), mean
 
 
 def _rows(batch: Batch) -> int:
