@@ -1,6 +1,5 @@
 """The flags that every experiment has. An experiment derives from `Config`, adds its own and sets the defaults."""
 
-import importlib.util
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -8,6 +7,7 @@ from typing import Literal
 import jax
 import optax
 
+from jaxgen import privacy
 from jaxgen.data import Dataset, Spec, load_images
 from jaxgen.data.audio import load_audio
 from jaxgen.data.molecules import load_molecules
@@ -307,10 +307,7 @@ def check(config: Config) -> None:
             raise UserError(f"--optimizer.noise-multiplier {optimizer.noise_multiplier}: expected at least 0, or None")
         if not optimizer.example_norm > 0:
             raise UserError(f"--optimizer.example-norm {optimizer.example_norm}: expected a number above 0")
-        if config.evaluate.delta is not None and not 0 < config.evaluate.delta < 1:
-            raise UserError(f"--evaluate.delta {config.evaluate.delta}: expected a number between 0 and 1, or None")
-        if importlib.util.find_spec("dp_accounting") is None:
-            raise UserError("--optimizer.noise-multiplier needs dp-accounting: pip install -e '.[privacy]'")
+        privacy.check(config.evaluate.delta)
     if config.seeds > 1 and run.parallel != "jit":
         raise UserError(f"--seeds {config.seeds} is trained under jit: leave out --run.parallel {run.parallel}")
     if run.sharding == "fsdp" and run.parallel != "jit":

@@ -155,6 +155,7 @@ def guarantee(config: Config, model: Model, num_examples: int, step: int) -> Fig
     optimizer = config.optimizer
     if not optimizer.private:
         return {}
+    privacy.check(config.evaluate.delta)
     delta = config.evaluate.delta or privacy.default_delta(num_examples)
     value = privacy.epsilon(
         sampling_rate=config.batch_size / num_examples,

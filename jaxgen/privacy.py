@@ -1,10 +1,20 @@
 """What differentially private training (`jaxgen.types.Private`) guarantees: epsilon at a delta."""
 
+import importlib.util
 from collections.abc import Sequence
 
 import numpy as np
 
+from jaxgen.errors import UserError
 from jaxgen.types import Objective
+
+
+def check(delta: float | None) -> None:
+    """Raises UserError where epsilon cannot be computed: at such a delta, or at all."""
+    if delta is not None and not 0 < delta < 1:
+        raise UserError(f"--delta {delta}: expected a number between 0 and 1, or None")
+    if importlib.util.find_spec("dp_accounting") is None:
+        raise UserError("--optimizer.noise-multiplier needs dp-accounting: pip install -e '.[privacy]'")
 
 
 def default_delta(num_examples: int) -> float:

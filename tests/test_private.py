@@ -310,7 +310,7 @@ def test_epsilon_counts_both_players_of_a_game(tmp_path):
         ({"optimizer": flags.OptimizerConfig(example_norm=1.0)}, "expected both of them, or neither"),
         ({"optimizer": replace(OPTIMIZER, noise_multiplier=-1.0)}, "noise-multiplier -1.0: expected at least 0"),
         ({"optimizer": replace(OPTIMIZER, example_norm=0.0)}, "example-norm 0.0: expected a number above 0"),
-        ({"evaluate": vae_mnist.EvaluateConfig(delta=1.0)}, "delta 1.0: expected a number between 0 and 1"),
+        ({"evaluate": vae_mnist.EvaluateConfig(delta=1.0)}, "delta 1.0: expected a number between 0 and 1, or None"),
         ({"batch_size": 4004}, "batch-size 4004: private training wants at most one example of each"),
         ({"model": vae_mnist.ModelConfig(total_correlation=2.0)}, "total-correlation 2 is estimated between examples"),
     ],
@@ -321,7 +321,7 @@ def test_what_cannot_be_private_is_refused(tmp_path, options, message):
 
 
 def test_a_missing_package_is_said_before_anything_else(tmp_path, monkeypatch):
-    monkeypatch.setattr("jaxgen.config.importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("jaxgen.privacy.importlib.util.find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"needs dp-accounting: pip install -e '\.\[privacy\]'"):
         run(config_of(tmp_path / "run"), None, None, "vae_mnist", "")
     assert not (tmp_path / "run").exists()
