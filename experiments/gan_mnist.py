@@ -174,6 +174,11 @@ def check_game(config: flags.Config, options: GameConfig) -> None:
     if config.batch_size % (options.pack * config.run.accumulate):
         parts = f" times --run.accumulate {config.run.accumulate}" if config.run.accumulate > 1 else ""
         raise UserError(f"--batch-size {config.batch_size}: expected a multiple of --model.pack {options.pack}{parts}")
+    if options.pack > 1 and config.optimizer.private:
+        raise UserError(
+            f"--model.pack {options.pack} judges several examples together, and private training sees one at a time: "
+            "leave it out, or --optimizer.noise-multiplier"
+        )
     if options.pack > 1 and config.run.parallel != "jit":
         raise UserError(f"--model.pack {options.pack} is for jit: leave out --run.parallel {config.run.parallel}")
 

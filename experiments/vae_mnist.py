@@ -122,6 +122,11 @@ def build(config: Config, spec: Spec) -> Experiment:
             f"--model.total-correlation {options.total_correlation:g} is estimated over the whole batch: leave out "
             "--run.parallel and --run.accumulate"
         )
+    if options.total_correlation != 1 and config.optimizer.private:
+        raise UserError(
+            f"--model.total-correlation {options.total_correlation:g} is estimated between examples, and private "
+            "training sees one at a time: leave it out, or --optimizer.noise-multiplier"
+        )
     decode = dynamic_binarize if spec.binarization == "dynamic" else to_unit
     model = vae(
         **networks(shape, options, config.run.dtype),

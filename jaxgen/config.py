@@ -7,12 +7,13 @@ from typing import Literal
 import jax
 import optax
 
+from jaxgen import privacy
 from jaxgen.data import Dataset, Spec, load_images
 from jaxgen.data.audio import load_audio
 from jaxgen.data.molecules import load_molecules
 from jaxgen.data.text import load_text
 from jaxgen.errors import UserError
-from jaxgen.types import PyTree
+from jaxgen.types import Private, PyTree
 
 
 @dataclass(frozen=True)
@@ -144,8 +145,18 @@ class OptimizerConfig:
     """Largest norm of a gradient; a longer one is scaled down to it."""
     ema_decay: float | None = None
     """Decay of a moving average of the parameters, used for evaluation and sampling."""
+    noise_multiplier: float | None = None
+    """Differentially private training (DP-SGD, Abadi et al. 2016): standard deviation of the noise on the sum of the
+    examples' gradients, in units of --optimizer.example-norm (pip install -e '.[privacy]'). None: not private."""
+    example_norm: float | None = None
+    """Largest norm of the gradient of one example, in private training; a longer one is scaled down to it."""
 
-    def build(self, steps: int) -> optax.GradientTransformation:
+    @property
+    def private(self) -> bool:
+        """Whether gradients are clipped for each example and noise is added."""
+        return self.noise_multiplier is not None
+
+    def build(self, steps: int) -> optax.GradientTransformation | Private:
         """The optimiser for a training of that many steps."""
         rate = optax.constant_schedule(self.learning_rate)
         if self.schedule == "cosine":
@@ -158,7 +169,9 @@ class OptimizerConfig:
         adam = optax.adamw(rate, weight_decay=self.weight_decay, mask=_decays, **moments)
         if not self.weight_decay:
             adam = optax.adam(rate, **moments)
-        return optax.chain(optax.clip_by_global_norm(self.clip_norm), adam) if self.clip_norm else adam
+        if self.clip_norm:
+            adam = optax.chain(optax.clip_by_global_norm(self.clip_norm), adam)
+        return Private(*adam, self.example_norm, self.noise_multiplier) if self.private else adam
 
 
 def _decays(params: PyTree) -> PyTree:
@@ -210,6 +223,10 @@ class RunConfig:
 @dataclass(frozen=True)
 class EvaluateConfig:
     """What is measured at the end of a run, and by `python -m jaxgen evaluate`: options of a family."""
+
+    delta: float | None = field(default=None, kw_only=True)
+    """Of differential privacy, for which epsilon is computed, in private training (default: the power of ten next below
+    1 / training examples)."""
 
 
 @dataclass(frozen=True)
@@ -283,6 +300,14 @@ def check(config: Config) -> None:
         raise UserError(f"--optimizer.clip-norm {optimizer.clip_norm}: expected a number above 0, or None")
     if optimizer.ema_decay is not None and not 0 <= optimizer.ema_decay < 1:
         raise UserError(f"--optimizer.ema-decay {optimizer.ema_decay}: expected a number from 0 up to 1, or None")
+    if (optimizer.noise_multiplier is None) != (optimizer.example_norm is None):
+        raise UserError("--optimizer.noise-multiplier and --optimizer.example-norm: expected both of them, or neither")
+    if optimizer.private:
+        if not optimizer.noise_multiplier >= 0:
+            raise UserError(f"--optimizer.noise-multiplier {optimizer.noise_multiplier}: expected at least 0, or None")
+        if not optimizer.example_norm > 0:
+            raise UserError(f"--optimizer.example-norm {optimizer.example_norm}: expected a number above 0")
+        privacy.check(config.evaluate.delta)
     if config.seeds > 1 and run.parallel != "jit":
         raise UserError(f"--seeds {config.seeds} is trained under jit: leave out --run.parallel {run.parallel}")
     if run.sharding == "fsdp" and run.parallel != "jit":

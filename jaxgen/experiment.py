@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from jaxgen import log, parallel
+from jaxgen import log, parallel, privacy
 from jaxgen.audit import Audit
 from jaxgen.checkpoint import restore
 from jaxgen.config import Config
@@ -17,7 +17,7 @@ from jaxgen.errors import UserError
 from jaxgen.evaluate import Estimate, evaluate
 from jaxgen.report import Exhibit, grid
 from jaxgen.step import STACKED, init_state
-from jaxgen.types import Batch, Key, Model, Params, TrainState
+from jaxgen.types import Batch, Key, Model, Params, Private, TrainState
 
 Figures = dict[str, Estimate]
 
@@ -169,6 +169,29 @@ def audit(config: Config, experiment: Experiment, params: Params, data: Dataset)
     return found._replace(figures={name + suffix: value for name, value in found.figures.items()})
 
 
+def guarantee(config: Config, model: Model, num_examples: int, step: int) -> Figures:
+    """What is known of the privacy of the training examples after that many steps, if they were trained on in private.
+
+    It is of the parameters of each seed, every step counted: also those that were left out, which is to be on the safe
+    side, and those of the generator of a GAN, since labels and the relativistic loss tell it of the examples too.
+    """
+    optimizer = config.optimizer
+    if not optimizer.private:
+        return {}
+    privacy.check(config.evaluate.delta)
+    delta = config.evaluate.delta or privacy.default_delta(num_examples)
+    value = privacy.epsilon(
+        sampling_rate=config.batch_size / num_examples,
+        noise_multiplier=optimizer.noise_multiplier,
+        steps=privacy.releases(model.objectives, step),
+        delta=delta,
+    )
+    of = f"noise {optimizer.noise_multiplier:g}, {step:,} steps of {config.batch_size} of {num_examples:,} examples"
+    assumed = "as if batches were drawn at random: they are shuffled epochs"
+    each = " of each seed" if config.seeds > 1 else ""
+    return {f"epsilon{each} (delta {delta:g}, {of}, {assumed})": Estimate(value, 0.0)}
+
+
 def draw(experiment: Experiment, params: Params, key: Key, n: int) -> np.ndarray:
     """As many samples, as the data are stored."""
     sample = experiment.draw or jax.jit(experiment.model.sample, static_argnums=2)
@@ -196,6 +219,13 @@ def in_batches(
 def built(build: Callable[[Any, Spec], Experiment], config: Config, spec: Spec) -> Experiment:
     """`build(config, spec)`, whose complaints about values are the user's to mend."""
     try:
-        return build(config, spec)
+        experiment = build(config, spec)
     except ValueError as error:
         raise UserError(str(error)) from None
+    public = [o.name or o.wrt for o in experiment.model.objectives if not isinstance(o.optimizer, Private)]
+    if config.optimizer.private and public:
+        raise UserError(
+            f"--optimizer.noise-multiplier: {', '.join(public)} has an optimiser without noise: make it by "
+            "config.optimizer.build, or leave the flag out"
+        )
+    return experiment

@@ -206,8 +206,9 @@ def differences(old: Any, new: Any, name: str = "") -> Iterator[tuple[str, Any, 
 def versions() -> dict[str, str]:
     """Of the packages that decide what comes out, as far as they are installed."""
     names = ("jaxgen", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
-    extras = ("rdkit", "selfies", "tokenizers", "soxr", "scikit-learn")
-    there = [name for name in extras if importlib.util.find_spec(name.replace("scikit-learn", "sklearn"))]
+    extras = ("rdkit", "selfies", "tokenizers", "soxr", "scikit-learn", "dp-accounting")
+    modules = {"scikit-learn": "sklearn", "dp-accounting": "dp_accounting"}
+    there = [name for name in extras if importlib.util.find_spec(modules.get(name, name))]
     return {"python": platform.python_version()} | {name: metadata.version(name) for name in (*names, *there)}
 
 

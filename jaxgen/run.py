@@ -37,6 +37,7 @@ from jaxgen.experiment import (
     audit,
     built,
     evaluation_params,
+    guarantee,
     initializer,
     measure,
     members,
@@ -144,6 +145,12 @@ def run(config: Config, load: Callable, build: Callable, name: str, command: str
     data = processes.main_first(lambda: load(config))
     if data.notice and main:
         print(f"notice: {data.notice}", file=sys.stderr)
+    if config.optimizer.private and config.batch_size > len(data):
+        raise UserError(
+            f"--batch-size {config.batch_size}: private training wants at most one example of each, and {data.name} "
+            f"has {len(data):,}",
+            shared=True,
+        )
     experiment = processes.main_first(lambda: built(build, config, data.spec))
     record = folder.record_of(name, command, config, data)
     folder.check_alike(processes.exchange(folder.shared(record)))
@@ -202,6 +209,7 @@ def _train_and_measure(
             params = evaluation_params(state)
             found = audit(config, experiment, params, data)
             figures = measure(config, experiment, params, data.test) | found.figures
+            figures |= guarantee(config, experiment.model, len(data), step)
             for warning in found.warnings:
                 writer.warn(step, warning)
             _exhibit(directory, step, found.exhibits)
@@ -213,11 +221,16 @@ def _train_and_measure(
 def initial_state(
     config: Config, experiment: Experiment, data: Dataset, template: TrainState, *, most: int | None = None
 ) -> TrainState:
-    """That of the newest intact checkpoint, of those up to step `most`, or a fresh one."""
+    """That of the newest intact checkpoint, of those up to step `most`, or a fresh one.
+
+    A fresh one starts at means of some examples, but in private training, where it may know none.
+    """
     restored = restore(config.workdir / "checkpoints", template, most=most)
     if restored is not None:
         return restored
     some = chunk(config, data, 0, 1, batch_size=min(len(data), 1_000))
+    if config.optimizer.private:
+        some = {name: np.zeros_like(x) for name, x in some.items()}
     init = parallel.compile_init(initializer(config, experiment.model), template)
     return init({name: x[0] for name, x in some.items()})
 
@@ -234,7 +247,8 @@ def chunk(
     """The batches [K, B, ...] of those steps, or [K, S, B, ...] of several seeds; `rows` is a part of each batch."""
     seeds = range(config.seed, config.seed + config.seeds)
     size = batch_size or config.batch_size
-    each = [batch_indices(len(data), size, seed=seed, start=start, stop=stop)[:, rows] for seed in seeds]
+    order = partial(batch_indices, len(data), size, start=start, stop=stop, whole=config.optimizer.private)
+    each = [order(seed=seed)[:, rows] for seed in seeds]
     return gather(data.train, np.stack(each, axis=1) if config.seeds > 1 else each[0])
 
 

@@ -7,9 +7,12 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxgen.types import Aux, Batch, Key, Metrics, Model, Objective, Params, PyTree, TrainState
+from jaxgen.errors import UserError
+from jaxgen.types import Aux, Batch, Key, Metrics, Model, Objective, Params, Private, PyTree, TrainState
 
 Step = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
+
+NOISE = 2**32 - 1  # what the key of a gradient's noise is folded with: no part, shard or example has that number
 
 
 def init_state(model: Model, key: Key, batch: Batch, *, ema: bool = False) -> TrainState:
@@ -48,8 +51,6 @@ def make_step(
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         step_key = jax.random.fold_in(state.key, state.step)
-        if axis_name is not None:
-            step_key = jax.random.fold_in(step_key, jax.lax.axis_index(axis_name))
         params, opt_state, metrics = state.params, dict(state.opt_state), {}
         for i, objective in enumerate(model.objectives):
             update = partial(descend, objective, accumulate=accumulate, guard=guard, axis_name=axis_name)
@@ -85,20 +86,33 @@ def descend(
 
     With `guard`, nothing changes where the loss or the norm of its gradient is not finite. The metrics say so: `NAME
     skipped` is 1, beside `NAME gradient norm`.
+
+    A `Private` optimiser is given the clipped and noisy gradient instead, of which that norm then is. Each example is
+    a batch of one, with a key of its own; its noise is drawn once, from a `key` that all shards share.
     """
+    optimizer, own = objective.optimizer, key
+    if axis_name is not None:
+        own = jax.random.fold_in(key, jax.lax.axis_index(axis_name))
     local = params if axis_name is None else _vary(params, axis_name)
 
     def loss(network: PyTree, batch: Batch, key: Key) -> tuple[jax.Array, Aux]:
         return objective.loss(local | {objective.wrt: network}, batch, key)
 
     gradient = partial(jax.value_and_grad(loss, has_aux=True), local[objective.wrt])
-    (value, aux), grads = gradient(batch, key) if accumulate == 1 else _in_parts(gradient, accumulate, batch, key)
+    if isinstance(optimizer, Private):
+        gradient = partial(_clipped, gradient, optimizer.example_norm)
+    (value, aux), grads = gradient(batch, own) if accumulate == 1 else _in_parts(gradient, accumulate, batch, own)
     if axis_name is not None:
         mean = jax.lax.pmean((value, grads, aux), axis_name)
         value, grads, aux = jax.tree.map(lambda m, x: m.astype(x.dtype), mean, (value, grads, aux))
+    if isinstance(optimizer, Private):
+        examples = _rows(batch) * (1 if axis_name is None else jax.lax.axis_size(axis_name))
+        deviation = optimizer.noise_multiplier * optimizer.example_norm / examples
+        noise = optax.tree.random_like(jax.random.fold_in(key, NOISE), grads, jax.random.normal)
+        grads = optax.tree.add_scale(grads, deviation, noise)
 
     def update(grads: PyTree, network: PyTree, opt_state: PyTree) -> tuple[PyTree, PyTree, Params]:
-        updates, new_opt_state = objective.optimizer.update(grads, opt_state, network)
+        updates, new_opt_state = optimizer.update(grads, opt_state, network)
         return optax.apply_updates(network, updates), new_opt_state, aux.writes
 
     args = grads, params[objective.wrt], opt_state
@@ -155,6 +169,32 @@ def over_seeds(step: Step) -> Step:
         return state, jax.tree.map(lambda m: m.mean(0), metrics)
 
     return step_all
+
+
+def _clipped(
+    gradient: Callable[[Batch, Key], tuple], norm: float, batch: Batch, key: Key
+) -> tuple[tuple[jax.Array, Aux], PyTree]:
+    """What `gradient(batch, key)` would return, but of gradients of examples that are clipped before their mean."""
+    examples = jax.tree.map(lambda x: x[:, None], batch)
+    keys = jax.vmap(partial(jax.random.fold_in, key))(jnp.arange(_rows(batch)))
+    (values, aux), grads = jax.vmap(gradient)(examples, keys)
+    if aux.writes:
+        try:  # JAX refuses to leave out the axis of the examples where a value depends on them
+            jax.eval_shape(jax.vmap(lambda *one: gradient(*one)[0][1].writes, out_axes=None), examples, keys)
+        except ValueError:
+            raise UserError(
+                "--optimizer.noise-multiplier: this loss writes down what depends on its examples, past the noise, as "
+                "batch normalisation does: use a model without it (such as --model.norm group), or no noise",
+                shared=True,
+            ) from None
+    total, _ = optax.per_example_global_norm_clip(grads, norm)
+    mean = jax.tree.map(lambda x: x / _rows(batch), total)
+    metrics, writes = jax.tree.map(lambda x: x.mean(0), aux.metrics), jax.tree.map(lambda x: x[0], aux.writes)
+    return (values.mean(), Aux(metrics, writes)), mean
+
+
+def _rows(batch: Batch) -> int:
+    return len(next(iter(batch.values())))
 
 
 def _in_parts(function: Callable[[Batch, Key], PyTree], parts: int, batch: Batch, key: Key) -> PyTree:

@@ -27,6 +27,19 @@ class Aux(NamedTuple):
     writes: Params = {}
 
 
+class Private(NamedTuple):
+    """An optimiser that sees no gradient but in privacy: DP-SGD (Abadi et al. 2016, algorithm 1).
+
+    Its `update` is given the mean over the batch of the examples' gradients, each clipped to the norm `example_norm`,
+    and Gaussian noise on it: of their sum the standard deviation `noise_multiplier * example_norm`.
+    """
+
+    init: Callable[[PyTree], PyTree]
+    update: Callable[..., tuple[PyTree, PyTree]]
+    example_norm: float
+    noise_multiplier: float
+
+
 class Objective(NamedTuple):
     """Minimise `loss(params, batch, key)` with respect to `params[wrt]`, at every `every`-th step.
 
@@ -36,7 +49,7 @@ class Objective(NamedTuple):
 
     wrt: str
     loss: Callable[[Params, Batch, Key], tuple[Scalar, Aux]]
-    optimizer: optax.GradientTransformation
+    optimizer: optax.GradientTransformation | Private
     every: int = 1
     name: str = ""
 

@@ -19,7 +19,7 @@ class Evaluate:
 
 def run(directory: Path, args: list[str]) -> None:
     from jaxgen import folder
-    from jaxgen.experiment import audit, built, measure, restore_params
+    from jaxgen.experiment import audit, built, guarantee, measure, restore_params
 
     record, module, config = folder.load_run(directory)
     own, options = parse(Evaluate, config.evaluate, f"evaluate {directory}", args)
@@ -28,6 +28,7 @@ def run(directory: Path, args: list[str]) -> None:
     step, params = restore_params(config, experiment.model, record.data)
     found = audit(config, experiment, params, data)
     figures = measure(config, experiment, params, data.test) | found.figures
+    figures |= guarantee(config, experiment.model, len(data), step)
     print(f"{directory} at step {step}, {record.data.name} test")
     for name, value in figures.items():
         print(f"  {name}  {value}")

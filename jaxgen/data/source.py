@@ -79,17 +79,23 @@ def _parts(array: np.ndarray) -> tuple[np.ndarray, ...]:
     return (array,)
 
 
-def batch_indices(num_examples: int, batch_size: int, *, seed: int, start: int, stop: int) -> np.ndarray:
+def batch_indices(
+    num_examples: int, batch_size: int, *, seed: int, start: int, stop: int, whole: bool = False
+) -> np.ndarray:
     """Indices of the examples in the batches of steps `start` to `stop - 1`: int64 [stop - start, batch_size].
 
     Training reads one endless stream, a fresh permutation of all examples per epoch, and step t takes its positions
     t * batch_size to (t + 1) * batch_size - 1. So every example comes exactly once per epoch, a batch may straddle
     epochs (or span several), and the answer does not depend on how steps are grouped into calls.
+
+    With `whole`, what is left of an epoch after its last whole batch is passed over, so that no batch holds an example
+    twice; a batch is then at most as large as the data set.
     """
     first, last = start * batch_size, stop * batch_size
+    length = num_examples - num_examples % batch_size if whole else num_examples
     pieces = [
-        _permutation(num_examples, seed, epoch)[max(first - epoch * num_examples, 0) : last - epoch * num_examples]
-        for epoch in range(first // num_examples, last // num_examples + 1)
+        _permutation(num_examples, seed, epoch)[:length][max(first - epoch * length, 0) : last - epoch * length]
+        for epoch in range(first // length, last // length + 1)
     ]
     return np.concatenate(pieces).reshape(stop - start, batch_size)
 
