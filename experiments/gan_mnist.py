@@ -327,9 +327,9 @@ def experiment(model: GAN, config: Config, spec: Spec, judge: Callable[[], Class
 
     known = {}
 
-    def draw(params, key, n):
+    def draw(params, key, n, labels=None):
         controls = config.sample
-        condition = None if controls.label is None else jnp.full(n, controls.label)
+        condition = flags.labels_asked(conditional, controls.label, n, labels)
         return sample(params, key, n, condition, truncation=controls.truncation)
 
     return Experiment(
@@ -344,7 +344,7 @@ def experiment(model: GAN, config: Config, spec: Spec, judge: Callable[[], Class
         audit=images_audit(
             draw=draw, evaluate=model.evaluate, attack="discriminator real", count=config.evaluate.copies
         ),
-        draw=draw,
+        sample=draw,
     )
 
 

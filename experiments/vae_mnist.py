@@ -247,9 +247,9 @@ def experiment(model: VAE, config: Config, protocol: str) -> Experiment:
             f"KL of the aggregate posterior from the prior, nats ({of})": estimate(kl - told),
         } | known
 
-    def draw(params, key, n):
+    def draw(params, key, n, labels=None):
         controls = config.sample
-        condition = None if controls.label is None else jnp.full(n, controls.label)
+        condition = flags.labels_asked(config.model.conditional, controls.label, n, labels)
         return sample(params, key, n, condition, temperature=controls.temperature, draw=controls.draw)
 
     return Experiment(
@@ -261,7 +261,7 @@ def experiment(model: VAE, config: Config, protocol: str) -> Experiment:
         warn=warn,
         measure=measure,
         audit=images_audit(draw=draw, evaluate=model.evaluate, attack="-loss", count=config.evaluate.copies),
-        draw=draw,
+        sample=draw,
     )
 
 

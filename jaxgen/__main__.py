@@ -1,10 +1,10 @@
-"""python -m jaxgen sample | evaluate | replay | data: what one does with a run folder, and with data."""
+"""python -m jaxgen sample | evaluate | export | replay | data: what one does with a run folder, and with data."""
 
 import difflib
 import sys
 from pathlib import Path
 
-from jaxgen.commands import data, evaluate, replay, sample
+from jaxgen.commands import data, evaluate, export, replay, sample
 from jaxgen.errors import UserError
 
 USAGE = """usage: python -m jaxgen COMMAND ...
@@ -12,6 +12,8 @@ USAGE = """usage: python -m jaxgen COMMAND ...
   sample RUN     draw samples from a trained model:   python -m jaxgen sample runs/vae_mnist --num 64 --out grid.png
                  (a folder as --out holds a file of each)
   evaluate RUN   measure it on its test data:         python -m jaxgen evaluate runs/vae_mnist --nll-samples 5000
+  export RUN     write a sampler that runs without this project, and its weights:
+                                                      python -m jaxgen export runs/vae_mnist --out sampler.jaxexport
   replay RUN     find what made a run stop for numbers that are not finite
   data prepare NAME --from DIR                        prepare a data set from its raw files, without a network
   data inception FILE.pth --out inception.npz         convert the published weights of FID's network, with PyTorch
@@ -19,7 +21,7 @@ USAGE = """usage: python -m jaxgen COMMAND ...
 Each has a --help of its own."""
 
 
-COMMANDS = {"sample": sample.run, "evaluate": evaluate.run, "replay": replay.run}  # of a run folder
+COMMANDS = {"sample": sample.run, "evaluate": evaluate.run, "export": export.run, "replay": replay.run}  # of a run folder
 ON_DATA = {"prepare": (data.prepare, "a data set's name"), "inception": (data.inception, "a file")}
 
 

@@ -181,6 +181,11 @@ def saved_steps(directory: Path) -> list[int]:
     return sorted(int(name) for name in _step_folders(directory) if (directory / name / MANIFEST).exists())
 
 
+def digest(directory: Path, step: int) -> str:
+    """SHA-256 of the manifest of a saved step, and so of all that the step holds."""
+    return _manifest(directory / str(step))["digest"]
+
+
 def _clean(directory: Path, start: int) -> dict[int, float | None]:
     """Removes what killed saves left and the steps after `start`; returns the losses of the others."""
     saved = [step for step in saved_steps(directory) if step <= start]

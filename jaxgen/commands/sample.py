@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from jaxgen.commands.flags import parse
+from jaxgen.commands.flags import check_member, parse
 from jaxgen.errors import UserError
 from jaxgen.files import write_atomically
 
@@ -36,10 +36,7 @@ def run(directory: Path, args: list[str]) -> None:
         raise UserError(f"--num {own.num}: expected at least 1")
     if own.seed < 0:
         raise UserError(f"--seed {own.seed}: expected at least 0")
-    if not 0 <= own.member < config.seeds:
-        raise UserError(
-            f"--member {own.member}: expected 0 to {config.seeds - 1}, since the run has --seeds {config.seeds}"
-        )
+    check_member(own.member, config.seeds)
     cache_compilations()
     experiment = built(module.build, replace(config, sample=controls), record.data)
     step, params = restore_params(config, experiment.model, record.data)
