@@ -193,7 +193,9 @@ def experiment(model: VAE, store: Callable, words: Vocabulary, config: Config, s
             raise UserError(f"--near {molecule}: expected the SMILES of a molecule, such as CC(=O)Oc1ccccc1C(=O)O")
         tokens = words.encode(spelled)
         if len(tokens) + 2 > length:
-            raise UserError(f"--near {molecule} has {len(tokens)} tokens: expected at most {length - 2}, as was trained on")
+            raise UserError(
+                f"--near {molecule} has {len(tokens)} tokens: expected at most {length - 2}, as was trained on"
+            )
         row = np.full((1, length), STOP, dtype)
         row[0, : len(tokens) + 1] = START, *tokens
         return {"tokens": row, "length": np.array([len(tokens) + 2], np.int32)}

@@ -21,7 +21,12 @@ USAGE = """usage: python -m jaxgen COMMAND ...
 Each has a --help of its own."""
 
 
-COMMANDS = {"sample": sample.run, "evaluate": evaluate.run, "export": export.run, "replay": replay.run}  # of a run folder
+COMMANDS = {
+    "sample": sample.run,
+    "evaluate": evaluate.run,
+    "export": export.run,
+    "replay": replay.run,
+}  # of a run folder
 ON_DATA = {"prepare": (data.prepare, "a data set's name"), "inception": (data.inception, "a file")}
 
 

@@ -108,8 +108,11 @@ def exported_sampler(sample: Callable[..., jax.Array], params: PyTree, num: int 
     except (TypeError, NotImplementedError) as error:
         raise UserError(f"this sampler does more than JAX can trace, and cannot be exported: {_line(error)}") from error
 
-    def call(seed, labels):  # what an encoder or a discriminator has learnt is not written
-        inside = [x if i in used else jnp.zeros(x.shape, x.dtype) for i, x in enumerate(leaves, 2)]
+    def call(seed, labels):
+        # What only an encoder or a discriminator has learnt is not written. The barriers keep the compiler from knowing
+        # the values: it would compute with constants beforehand and otherwise, and the last bits would differ.
+        kept = [jax.lax.optimization_barrier(x) if i in used else None for i, x in enumerate(leaves, 2)]
+        inside = [jnp.zeros(x.shape, x.dtype) if y is None else y for x, y in zip(leaves, kept, strict=True)]
         return draw(seed, labels, *inside)
 
     try:
