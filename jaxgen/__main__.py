@@ -21,12 +21,8 @@ USAGE = """usage: python -m jaxgen COMMAND ...
 Each has a --help of its own."""
 
 
-COMMANDS = {
-    "sample": sample.run,
-    "evaluate": evaluate.run,
-    "export": export.run,
-    "replay": replay.run,
-}  # of a run folder
+# Of a run folder.
+COMMANDS = {"sample": sample.run, "evaluate": evaluate.run, "export": export.run, "replay": replay.run}
 ON_DATA = {"prepare": (data.prepare, "a data set's name"), "inception": (data.inception, "a file")}
 
 

@@ -37,9 +37,9 @@ class Experiment(NamedTuple):
       measure: `(params, arrays, key, on_progress) ->` figures on all test examples, by default the means of
         `model.evaluate`; on_progress hears the share done.
       audit: `(params, train, held_out, key) ->` what a comparison with the training data shows; by default nothing.
-      sample: `(params, key, n, labels=None) ->` samples as stored, with the controls of `config.sample`: pure, and also of
-        an n that is a symbol. `labels` [n] are the classes to draw, where the model knows any and `config.sample` names
-        none. By default `model.sample`, which is given no labels.
+      sample: `(params, key, n, labels=None) ->` samples as stored, with the controls of `config.sample`: pure, and also
+        of an n that is a symbol. `labels` [n] are the classes to draw, where the model knows any and `config.sample`
+        names none. By default `model.sample`, which is given no labels.
       draw: `(params, key, n) ->` the same, where that takes more than one dispatch; by default `sample`.
       render: samples as stored -> one exhibit, or a list of several, of which the first is the one to show.
       stream: `(params, key) ->` the pieces of one sample as they come; by default a sample comes whole.

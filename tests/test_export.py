@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import msgspec
 import numpy as np
 import pytest
+from jax import export
 from test_readme import BLOCKS, SHELL
 
 from experiments import (
@@ -137,7 +138,7 @@ def in_process(directory: Path, controls=None, member: int = 0):
 
 def exported(directory: Path, out: Path, *args: str):
     commands.main(["export", str(directory), "--out", str(out), *args])
-    return jax.export.deserialize(bytearray(out.read_bytes()))
+    return export.deserialize(bytearray(out.read_bytes()))
 
 
 @pytest.mark.parametrize("name", CONFIGS)

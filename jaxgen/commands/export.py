@@ -64,15 +64,14 @@ def run(directory: Path, args: list[str]) -> None:
             write_atomically(path, bytes(content))
         except OSError as error:
             raise UserError(f"cannot write {path} ({error.strerror}): give another --out") from None
-    rows = exported.in_avals[1].shape[0]
     print(f"{own.out}: call(seed, labels) of {directory} at step {step}, for {', '.join(PLATFORMS)}")
-    print(f"  seed int32, labels int32 [{rows}] ({labels}) -> {exported.out_avals[0].str_short()}")
+    print(f"  {', '.join(map(_shape, exported.in_avals))} ({labels}) -> {_shape(exported.out_avals[0])}")
     print(f"{weights}: {len(jax.tree.leaves(params))} arrays")
 
 
 def require_packages() -> None:
     try:
-        import flatbuffers  # noqa: F401: jax.export needs it and does not say so
+        import flatbuffers  # noqa: F401 - jax.export needs it and does not say so
         import safetensors  # noqa: F401
     except ImportError as error:
         raise UserError(f"export needs two more packages ({error}): pip install 'jaxgen[export]'") from error
@@ -122,6 +121,10 @@ def exported_sampler(sample: Callable[..., jax.Array], params: PyTree, num: int 
         raise UserError(
             f"this sampler cannot be traced for any number of samples, add --num 64 for just so many: {_line(error)}"
         ) from error
+
+
+def _shape(array: Any) -> str:
+    return f"{array.dtype}[{', '.join(map(str, array.shape))}]"
 
 
 def _line(error: Exception) -> str:
