@@ -111,7 +111,7 @@ def filtered(logits: Array, controls: Controls) -> Array:
         order = jnp.argsort(-logits, axis=-1)
         probability = jax.nn.softmax(jnp.take_along_axis(logits, order, axis=-1), axis=-1)
         before = jnp.cumsum(probability, axis=-1) - probability  # that of all more probable tokens
-        kept = jnp.put_along_axis(jnp.zeros(logits.shape, bool), order, before < controls.top_p, -1, inplace=False)
+        kept = jnp.take_along_axis(before < controls.top_p, jnp.argsort(order, axis=-1), axis=-1)  # back in place
         logits = jnp.where(kept, logits, -jnp.inf)
     return logits
 
