@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxgen import config as flags
@@ -35,9 +36,12 @@ class EvaluateConfig(flags.EvaluateConfig):
             raise UserError(f"--num-samples {self.num_samples}: expected at least 2")
 
 
-def labels_asked(spec: Spec, n: int, label: int | None) -> np.ndarray:
-    """All of that class, or without one of all classes in turn."""
-    return labels_in_turn(spec, n) if label is None else np.full(n, label)
+def labels_asked(
+    conditional: bool, label: int | None, n: int, labels: jax.Array | None, spec: Spec
+) -> jax.Array | None:
+    """As `config.labels_asked`, and where nothing is asked for all classes in turn."""
+    every = jnp.arange(n) % max(len(spec.classes), 1)
+    return flags.labels_asked(conditional, label, n, every if labels is None else labels)
 
 
 def labels_shown(spec: Spec) -> np.ndarray:

@@ -131,10 +131,10 @@ def experiment(model: GAN, config: Config, spec: Spec, conditional: bool) -> Exp
         figures = audio.judged(sounds, asked, arrays, spec, rate, lambda: load(config))
         return figures or {f"test {k}": v for k, v in evaluate(model.evaluate, params, arrays, key).items()}
 
-    def draw(params, key, n):
+    def draw(params, key, n, labels=None):
         controls = config.sample
-        labels = audio.labels_asked(spec, n, controls.label)
-        return generate(params, key, labels, controls.truncation)
+        condition = audio.labels_asked(conditional, controls.label, n, labels, spec)
+        return sample(params, key, n, condition, truncation=controls.truncation)
 
     return Experiment(
         model,
@@ -143,7 +143,7 @@ def experiment(model: GAN, config: Config, spec: Spec, conditional: bool) -> Exp
         exhibits,
         criterion="",
         measure=measure,
-        draw=draw,
+        sample=draw,
         render=partial(audio.rendered, rate=rate),
         latents=Latents(
             prior=model.prior,

@@ -332,9 +332,9 @@ def experiment(model: GAN, config: Config, spec: Spec, judge: Callable[[], Class
 
     known = {}
 
-    def draw(params, key, n):
+    def draw(params, key, n, labels=None):
         controls = config.sample
-        condition = None if controls.label is None else jnp.full(n, controls.label)
+        condition = flags.labels_asked(conditional, controls.label, n, labels)
         return sample(params, key, n, condition, truncation=controls.truncation)
 
     return Experiment(
@@ -349,7 +349,7 @@ def experiment(model: GAN, config: Config, spec: Spec, judge: Callable[[], Class
         audit=images_audit(
             draw=draw, evaluate=model.evaluate, attack="discriminator real", count=config.evaluate.copies
         ),
-        draw=draw,
+        sample=draw,
         latents=Latents(
             prior=model.prior,
             decode=lambda params, z, label: from_signed(generate(params, z, label)),

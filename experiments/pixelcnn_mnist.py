@@ -188,9 +188,9 @@ def experiment(model: Autoregressive, config: Config, spec: Spec) -> Experiment:
             f"test bits per dimension ({protocol})": Estimate(nll.mean / bits, nll.error / bits),
         }
 
-    def draw(params, key, n):
+    def draw(params, key, n, labels=None):
         controls = config.sample
-        label = None if controls.label is None else jnp.full(n, controls.label)
+        label = flags.labels_asked(conditional, controls.label, n, labels)
         return sample(params, key, n, label, controls=Controls(controls.temperature, guidance=controls.guidance))
 
     audit = images_audit(
@@ -200,7 +200,7 @@ def experiment(model: Autoregressive, config: Config, spec: Spec) -> Experiment:
         count=config.evaluate.copies,
         form=(lambda image, key: 255 * dynamic_binarize(image, key)) if spec.binarization == "dynamic" else None,
     )
-    return Experiment(model, "Autoregressive model", protocol, exhibits, measure=measure, audit=audit, draw=draw)
+    return Experiment(model, "Autoregressive model", protocol, exhibits, measure=measure, audit=audit, sample=draw)
 
 
 NAMED = {

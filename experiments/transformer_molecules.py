@@ -209,6 +209,10 @@ def experiment(model: Autoregressive, words: Vocabulary, config: Config, spec: S
             rows[:, PROPERTIES.index(name)] = (value - mean) / std
         return rows
 
+    def at_once(params, key, n, labels=None):
+        condition = jnp.broadcast_to(standardised(asked, 1), (n, len(PROPERTIES))) if asked else None
+        return sample(params, key, n, condition, controls=controls_of(config.sample))
+
     def draw(params, key, n):
         condition = standardised(asked, n) if asked else None
         return draw_many(params, key, n, condition, controls_of(config.sample))
@@ -259,6 +263,7 @@ def experiment(model: Autoregressive, words: Vocabulary, config: Config, spec: S
         validate=validate,
         warn=lambda figures: list(warn(figures)),
         measure=measure,
+        sample=at_once,
         draw=draw,
         render=lambda tokens, columns=None: listed(to_smiles(tokens, words), training(), asked, spec),
         unit="molecules",

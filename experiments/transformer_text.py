@@ -183,7 +183,7 @@ def experiment(
             )
         return prompt
 
-    def draw(params, key, n):
+    def draw(params, key, n, labels=None):
         prompt = prompted(n)
         length = len(prompt) + config.sample.length
         return sample(params, key, n, prompt=prompt, length=length, controls=controls_of(config.sample))
@@ -214,7 +214,7 @@ def experiment(
         exhibits,
         validate=validate,
         measure=measure,
-        draw=draw,
+        sample=draw,
         render=render,
         stream=stream,
         unit="windows",

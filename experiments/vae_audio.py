@@ -172,10 +172,10 @@ def experiment(model: VAE, config: Config, spec: Spec, conditional: bool, store:
         asked = labels if conditional else None
         return figures | audio.judged(sounds, asked, arrays, spec, rate, lambda: load(config))
 
-    def draw(params, key, n):
+    def draw(params, key, n, labels=None):
         controls = config.sample
-        labels = audio.labels_asked(spec, n, controls.label)
-        return generate(params, key, labels, controls.temperature)
+        condition = audio.labels_asked(conditional, controls.label, n, labels, spec)
+        return sample(params, key, n, condition, temperature=controls.temperature)
 
     def means(params, arrays):
         def encode(params, batch, key):
@@ -190,7 +190,7 @@ def experiment(model: VAE, config: Config, spec: Spec, conditional: bool, store:
         protocol,
         exhibits,
         measure=measure,
-        draw=draw,
+        sample=draw,
         render=partial(audio.rendered, rate=rate),
         latents=Latents(
             prior=lambda key, n: jax.random.normal(key, (n, options.latents)),

@@ -255,9 +255,9 @@ def experiment(model: VAE, config: Config, protocol: str, classes: Sequence[str]
             f"KL of the aggregate posterior from the prior, nats ({of})": estimate(kl - told),
         } | known
 
-    def draw(params, key, n):
+    def draw(params, key, n, labels=None):
         controls = config.sample
-        condition = None if controls.label is None else jnp.full(n, controls.label)
+        condition = flags.labels_asked(config.model.conditional, controls.label, n, labels)
         return sample(params, key, n, condition, temperature=controls.temperature, draw=controls.draw)
 
     def means(params, arrays):
@@ -272,7 +272,7 @@ def experiment(model: VAE, config: Config, protocol: str, classes: Sequence[str]
         warn=warn,
         measure=measure,
         audit=images_audit(draw=draw, evaluate=model.evaluate, attack="-loss", count=config.evaluate.copies),
-        draw=draw,
+        sample=draw,
         latents=Latents(
             prior=lambda key, n: jax.random.normal(key, (n, options.latents[-1])),
             decode=lambda params, z, label: to_uint8(decode(params, z, label)),

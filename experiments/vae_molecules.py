@@ -185,22 +185,33 @@ def experiment(model: VAE, store: Callable, words: Vocabulary, config: Config, s
         controls = {"temperature": config.sample.temperature, "draw": config.sample.draw}
         return in_batches(lambda key, rows: sample(params, key, BATCH, **controls), key, n, BATCH)
 
-    def draw(params, key, n):
-        near = config.sample.near
-        if near is None:
-            return draw_many(params, key, n)
-        (spelled,) = canonical([near])
+    def near(molecule):
+        """The molecule that samples are to be near to, as stored, one row."""
+        (spelled,) = canonical([molecule])
         (length,), dtype = spec.entries["tokens"]
         if spelled is None:
-            raise UserError(f"--near {near}: expected the SMILES of a molecule, such as CC(=O)Oc1ccccc1C(=O)O")
+            raise UserError(f"--near {molecule}: expected the SMILES of a molecule, such as CC(=O)Oc1ccccc1C(=O)O")
         tokens = words.encode(spelled)
         if len(tokens) + 2 > length:
-            raise UserError(f"--near {near} has {len(tokens)} tokens: expected at most {length - 2}, as was trained on")
+            raise UserError(
+                f"--near {molecule} has {len(tokens)} tokens: expected at most {length - 2}, as was trained on"
+            )
         row = np.full((1, length), STOP, dtype)
         row[0, : len(tokens) + 1] = START, *tokens
-        mu = means(params, {"tokens": row, "length": np.array([len(tokens) + 2], np.int32)})
-        z = mu + config.sample.temperature * np.asarray(jax.random.normal(key, (n, mu.shape[1])))
-        return decode_many(params, z)
+        return {"tokens": row, "length": np.array([len(tokens) + 2], np.int32)}
+
+    def around(mu, key, n):
+        return mu + config.sample.temperature * jax.random.normal(key, (n, mu.shape[1]))
+
+    def at_once(params, key, n, labels=None):
+        if config.sample.near is None:
+            return sample(params, key, n, temperature=config.sample.temperature, draw=config.sample.draw)
+        return decode(params, around(encode(params, near(config.sample.near)), key, n))
+
+    def draw(params, key, n):
+        if config.sample.near is None:
+            return draw_many(params, key, n)
+        return decode_many(params, np.asarray(around(means(params, near(config.sample.near)), key, n)))
 
     def exhibits(params, arrays, key):
         """Samples; held-out molecules over what becomes of them; a path between two of them."""
@@ -260,6 +271,7 @@ def experiment(model: VAE, store: Callable, words: Vocabulary, config: Config, s
         validate=validate,
         warn=lambda figures: list(warn(figures)),
         measure=measure,
+        sample=at_once,
         draw=draw,
         render=lambda tokens, columns=None: listed(to_smiles(tokens, words), training(), {}, spec),
         latents=Latents(

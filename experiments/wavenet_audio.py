@@ -196,13 +196,14 @@ def experiment(model: Autoregressive, config: Config, spec: Spec, conditional: b
             sounds, labels if conditional else None, arrays, spec, rate, lambda: load(config)
         )
 
-    def draw(params, key, n):
+    def draw(params, key, n, labels=None):
         controls = config.sample
-        labels = audio.labels_asked(spec, n, controls.label)
-        return generate(
+        condition = audio.labels_asked(conditional, controls.label, n, labels, spec)
+        return sample(
             params,
             key,
-            labels,
+            n,
+            condition,
             length=round(controls.seconds * rate) if controls.seconds else length,
             controls=Controls(controls.temperature, guidance=controls.guidance),
         )
@@ -214,7 +215,7 @@ def experiment(model: Autoregressive, config: Config, spec: Spec, conditional: b
         exhibits,
         validate=validate,
         measure=measure,
-        draw=draw,
+        sample=draw,
         render=partial(audio.rendered, rate=rate),
         unit="sounds",
         out="sounds.wav",

@@ -4,7 +4,7 @@ import difflib
 import sys
 from pathlib import Path
 
-from jaxgen.commands import compare, data, evaluate, paths, replay, reproduce, sample
+from jaxgen.commands import compare, data, evaluate, export, paths, replay, reproduce, sample
 from jaxgen.errors import UserError
 
 USAGE = """usage: python -m jaxgen COMMAND ...
@@ -16,6 +16,7 @@ USAGE = """usage: python -m jaxgen COMMAND ...
   arithmetic RUN   add what tells two labels apart:       python -m jaxgen arithmetic runs/vae_mnist --minus 3 --plus 8
   reproduce FILE   make again what one of these wrote:    python -m jaxgen reproduce grid.png
   evaluate RUN     measure it on its test data:           python -m jaxgen evaluate runs/vae_mnist --nll-samples 5000
+  export RUN       a sampler that needs JAX alone, and its weights: --out sampler.jaxexport
   compare RUN RUN ...  settings, figures, curves and samples side by side, on a page (--out comparison.html)
   replay RUN       find what made a run stop for numbers that are not finite
   data prepare NAME --from DIR                            prepare a data set from its raw files, without a network
@@ -25,7 +26,8 @@ Each has a --help of its own."""
 
 MAKERS = {"sample": (sample.Flags, sample.files_of)} | paths.MAKERS  # what `reproduce` can make again
 # Of a run folder; what follows it is the command's own, further folders too.
-ON_RUN = {"sample": sample.run, "evaluate": evaluate.run, "compare": compare.run, "replay": replay.run} | paths.COMMANDS
+ON_RUN = {"sample": sample.run, "export": export.run, "evaluate": evaluate.run} | paths.COMMANDS
+ON_RUN |= {"compare": compare.run, "replay": replay.run}
 ON_DATA = {"prepare": (data.prepare, "a data set's name"), "inception": (data.inception, "a file")}
 
 

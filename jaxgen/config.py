@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from jaxgen import privacy
@@ -271,6 +272,13 @@ def check_condition(conditional: bool, label: int | None, spec: Spec) -> None:
     if label is not None and not (conditional and label in range(len(spec.classes))):
         expected = f"0 to {len(spec.classes) - 1}" if conditional else "none, since the model has no condition"
         raise UserError(f"--label {label}: expected {expected}")
+
+
+def labels_asked(conditional: bool, label: int | None, n: int, labels: jax.Array | None) -> jax.Array | None:
+    """What a conditional model is asked for: n times the label of the flags, or without one `labels` [n], if any."""
+    if not conditional or label is None:
+        return labels if conditional else None
+    return jnp.full(n, label)
 
 
 def check(config: Config) -> None:

@@ -55,7 +55,10 @@ class Experiment(NamedTuple):
       measure: `(params, arrays, key, on_progress) ->` figures on all test examples, by default the means of
         `model.evaluate`; on_progress hears the share done.
       audit: `(params, train, held_out, key) ->` what a comparison with the training data shows; by default nothing.
-      draw: `(params, key, n) ->` samples as stored, with the controls of `config.sample`; by default `model.sample`.
+      sample: `(params, key, n, labels=None) ->` samples as stored, with the controls of `config.sample`: pure, and also
+        of an n that is a symbol. `labels` [n] are the classes to draw, where the model knows any and `config.sample`
+        names none. By default `model.sample`, which is given no labels.
+      draw: `(params, key, n) ->` the same, where that takes more than one dispatch; by default `sample`.
       render: samples as stored -> one exhibit, or a list of several, of which the first is the one to show; of a
         picture of many, `columns` says how many stand in a row.
       stream: `(params, key) ->` the pieces of one sample as they come; by default a sample comes whole.
@@ -73,7 +76,8 @@ class Experiment(NamedTuple):
     warn: Callable[[Figures], list[str]] = lambda figures: []
     measure: Callable[[Params, Arrays, Key, Callable[[float], None]], Figures] | None = None
     audit: Callable[[Params, Arrays, Arrays, Key], Audit] | None = None
-    draw: Callable[[Params, Key, int], jax.Array] | None = None
+    sample: Callable[..., jax.Array] | None = None
+    draw: Callable[[Params, Key, int], np.ndarray] | None = None
     render: Callable[..., Exhibit | list[Exhibit]] = grid
     stream: Callable[[Params, Key], Iterator[str]] | None = None
     latents: Latents | None = None
@@ -194,7 +198,7 @@ def guarantee(config: Config, model: Model, num_examples: int, step: int) -> Fig
 
 def draw(experiment: Experiment, params: Params, key: Key, n: int) -> np.ndarray:
     """As many samples, as the data are stored."""
-    sample = experiment.draw or jax.jit(experiment.model.sample, static_argnums=2)
+    sample = experiment.draw or jax.jit(experiment.sample or experiment.model.sample, static_argnums=2)
     return np.asarray(sample(params, key, n))
 
 

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from jaxgen.commands.flags import check_member
 from jaxgen.errors import UserError
 from jaxgen.files import write_atomically
 
@@ -52,10 +53,7 @@ def opened(run: tuple[Any, Any, Any], own: Any, controls: Any, *, step: int | No
     record, module, config = run
     if own.seed < 0:
         raise UserError(f"--seed {own.seed}: expected at least 0")
-    if not 0 <= own.member < config.seeds:
-        raise UserError(
-            f"--member {own.member}: expected 0 to {config.seeds - 1}, since the run has --seeds {config.seeds}"
-        )
+    check_member(own.member, config.seeds)
     cache_compilations()
     config = replace(config, sample=controls)
     experiment = built(module.build, config, record.data)

@@ -111,7 +111,7 @@ def filtered(logits: Array, controls: Controls) -> Array:
         order = jnp.argsort(-logits, axis=-1)
         probability = jax.nn.softmax(jnp.take_along_axis(logits, order, axis=-1), axis=-1)
         before = jnp.cumsum(probability, axis=-1) - probability  # that of all more probable tokens
-        kept = jnp.put_along_axis(jnp.zeros(logits.shape, bool), order, before < controls.top_p, -1, inplace=False)
+        kept = jnp.take_along_axis(before < controls.top_p, jnp.argsort(order, axis=-1), axis=-1)  # back in place
         logits = jnp.where(kept, logits, -jnp.inf)
     return logits
 
@@ -244,7 +244,7 @@ def autoregressive(
 
     def outputs(params: Params, tokens: Array, given: Array | None = None, **training: Any) -> Array:
         """`training` is who keeps the condition, and keys of what is random in the network."""
-        vector = vectors(given, len(tokens), training.pop("kept", None))
+        vector = vectors(given, tokens.shape[0], training.pop("kept", None))
         return network.apply({"params": params["network"]}, tokens, vector, **training)
 
     def log_prob(
@@ -276,7 +276,7 @@ def autoregressive(
 
     def begin(params: Params, prompt: Array, given: Array | None = None, guided: bool = False) -> Prefix:
         """With `guided`, rows without the condition stand below those with it."""
-        vector = vectors(given, len(prompt))
+        vector = vectors(given, prompt.shape[0])
         if guided:
             if condition is None:
                 raise ValueError("guidance is of a conditional model, and this one has no condition")
@@ -318,7 +318,7 @@ def autoregressive(
             output, cache = network.apply({"params": apart}, each, cache, method="extend")
             return (Prefix(output, cache, position + 1), over), token
 
-        rows, apart = len(prefix.output) // (2 if guided else 1), network.unstacked(params["network"])
+        rows, apart = prefix.output.shape[0] // (2 if guided else 1), network.unstacked(params["network"])
         (prefix, _), tokens = jax.lax.scan(step, (prefix, jnp.zeros((rows,), bool)), jnp.arange(steps))
         return prefix, jnp.moveaxis(tokens, 0, 1)
 

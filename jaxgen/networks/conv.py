@@ -31,7 +31,7 @@ class Encoder(nn.Module):
     def __call__(self, x: jax.Array, condition: jax.Array | None = None) -> jax.Array:
         for channels in self.channels:
             x = nn.relu(self.conv(channels, kernel_size=4, stride=2, dtype=self.dtype)(x))
-        h = x.reshape(len(x), -1)
+        h = x.reshape(x.shape[0], -1)
         if condition is not None:
             h = jnp.concatenate([h, condition], axis=-1)
         h = nn.relu(nn.Dense(self.hidden, dtype=self.dtype)(h))

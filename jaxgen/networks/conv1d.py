@@ -68,7 +68,7 @@ class Encoder(nn.Module):
     def __call__(self, x: jax.Array, condition: jax.Array | None = None) -> jax.Array:
         for channels in self.channels:
             x = nn.relu(Down(channels, kernel_size=5, stride=2, dtype=self.dtype)(x))
-        h = x.reshape(len(x), -1)
+        h = x.reshape(x.shape[0], -1)
         if condition is not None:
             h = jnp.concatenate([h, condition], axis=-1)
         h = nn.relu(nn.Dense(self.hidden, dtype=self.dtype)(h))
@@ -165,7 +165,7 @@ class Discriminator(nn.Module):
             if i and self.phase_shuffle and self.has_rng("dropout"):
                 x = moved(x, self.make_rng("dropout"), self.phase_shuffle)
             x = leaky_relu(Down(self.width * 2 ** min(i, 3), kernel_size=25, stride=4, dtype=self.dtype)(x))
-        return Head(dtype=self.dtype)(x.reshape(len(x), -1), condition)
+        return Head(dtype=self.dtype)(x.reshape(x.shape[0], -1), condition)
 
 
 def moved(x: jax.Array, key: jax.Array, most: int) -> jax.Array:

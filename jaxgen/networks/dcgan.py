@@ -83,7 +83,7 @@ class Discriminator(nn.Module):
             if i and self.norm != "none":
                 h = Norm(self.norm, self.dtype)(h)
             h = leaky_relu(h)
-        return Head(self.spectral, self.kernel_init, self.dtype)(h.reshape(len(h), -1), condition)
+        return Head(self.spectral, self.kernel_init, self.dtype)(h.reshape(h.shape[0], -1), condition)
 
 
 class Head(nn.Module):

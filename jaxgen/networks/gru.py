@@ -66,7 +66,7 @@ class GRU(nn.Module):
 
     def whole(self, tokens: Array, condition: Array | None) -> tuple[Array, Cache]:
         """[B, T, ...] -> outputs [B, T + 1, K], the first of none of them, and the states after the last."""
-        rows, dtype = len(tokens), self.dtype or jnp.float32
+        rows, dtype = tokens.shape[0], self.dtype or jnp.float32
         shift = jnp.zeros((rows, self.width), dtype) if condition is None else self.describe(condition)
         x = jnp.pad(self.scale(tokens), ((0, 0), (1, 0), (0, 0)))  # zeros: the start
         length = x.shape[1]

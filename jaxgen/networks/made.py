@@ -94,7 +94,7 @@ class MADE(nn.Module):
             outputs = outputs + self.deep(self.first(x, condition), condition) @ self.kernel_out
         if self.direct:
             outputs = outputs + x @ self.kernel_direct
-        return outputs.reshape(len(tokens), self.limit, self.features_out).astype(jnp.float32)
+        return outputs.reshape(tokens.shape[0], self.limit, self.features_out).astype(jnp.float32)
 
     def prefill(self, tokens: Array, condition: Array | None = None) -> tuple[Array, Cache]:
         """Tokens [B, P, C], 0 <= P < T -> output [B, K] of token P, and what is kept of those before it."""
@@ -134,7 +134,7 @@ class MADE(nn.Module):
             output = output + self.deep(cache.hidden, cache.condition) @ columns(self.kernel_out)
         if self.direct:
             output = output + cache.tokens @ columns(self.kernel_direct)
-        return jnp.broadcast_to(output, (len(cache.tokens), self.features_out)).astype(jnp.float32)
+        return jnp.broadcast_to(output, (cache.tokens.shape[0], self.features_out)).astype(jnp.float32)
 
     def first(self, x: Array, condition: Array | None) -> Array:
         return x @ self.kernels[0] + self.bias(0, condition)
@@ -153,4 +153,4 @@ class MADE(nn.Module):
     def scale(self, tokens: Array) -> Array:
         """[B, ..., C] -> [B, ... * C]."""
         x = (tokens / ((self.levels - 1) / 2) - 1).astype(self.compute)
-        return x.reshape(len(x), math.prod(x.shape[1:]))
+        return x.reshape(x.shape[0], math.prod(x.shape[1:]))

@@ -41,7 +41,7 @@ class Norm(nn.Module):
             nn.Dense(x.shape[-1], kernel_init=nn.initializers.zeros, dtype=self.dtype, name=name)(condition)
             for name in ("scale", "shift")
         )
-        each = (len(x), *(1,) * (x.ndim - 2), x.shape[-1])
+        each = (x.shape[0], *(1,) * (x.ndim - 2), x.shape[-1])
         return x * (1 + scale.reshape(each)) + shift.reshape(each)
 
 

@@ -91,7 +91,7 @@ class PixelCNN(nn.Module):
 
     def __call__(self, tokens: Array, condition: Array | None = None) -> Array:
         outputs, _ = self.whole(self.image(tokens), condition)
-        return outputs.reshape(len(tokens), -1, self.features_out)
+        return outputs.reshape(tokens.shape[0], -1, self.features_out)
 
     def prefill(self, tokens: Array, condition: Array | None = None) -> tuple[Array, Cache]:
         """Tokens [B, P, C], 0 <= P < T -> output [B, K] of token P, and what is kept of those before it."""
@@ -184,7 +184,7 @@ class PixelCNN(nn.Module):
 
     def image(self, tokens: Array) -> Array:
         """[B, rows * W, C] -> [B, rows, W, C], scaled."""
-        return self.scale(tokens).reshape(len(tokens), -1, *self.shape[1:])
+        return self.scale(tokens).reshape(tokens.shape[0], -1, *self.shape[1:])
 
     def scale(self, tokens: Array) -> Array:
         return (tokens / ((self.levels - 1) / 2) - 1).astype(self.dtype or jnp.float32)

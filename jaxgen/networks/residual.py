@@ -67,7 +67,7 @@ class Generator(nn.Module):
         h = h.reshape(-1, rows, columns, widths[0])
         for i, features in enumerate(widths):
             if i:
-                h = jax.image.resize(h, (len(h), 2 * h.shape[1], 2 * h.shape[2], h.shape[3]), "bilinear")
+                h = jax.image.resize(h, (h.shape[0], 2 * h.shape[1], 2 * h.shape[2], h.shape[3]), "bilinear")
             h = block(features, self.norm, dtype=self.dtype, name=f"Block_{i}")(h, condition)
         h = Conv(channels, kernel_init=nn.initializers.normal(0.02), dtype=self.dtype)(leaky_relu(h))
         return jnp.tanh(h[:, :height, :width].astype(jnp.float32))
@@ -99,5 +99,5 @@ class Discriminator(nn.Module):
             if i:
                 h = halve(h)
             h = block(self.width * 2 ** min(i, 3), dtype=self.dtype, name=f"Block_{i}")(h)
-        h = leaky_relu(h).reshape(len(h), -1)
+        h = leaky_relu(h).reshape(h.shape[0], -1)
         return Head(self.spectral, nn.initializers.normal(0.02), self.dtype)(h, condition)

@@ -98,7 +98,7 @@ class Decoder(nn.Module):
         if x is None and not self.is_initializing():
             logits = self.write(flat, key)
         else:
-            tokens = jnp.zeros((len(flat), self.length), jnp.int32)
+            tokens = jnp.zeros((flat.shape[0], self.length), jnp.int32)
             if x is not None:
                 tokens = jnp.broadcast_to(x.argmax(-1), (*z.shape[:-1], self.length)).reshape(tokens.shape)
             logits = self.transformer(tokens, flat)
@@ -118,8 +118,8 @@ class Decoder(nn.Module):
             following, cache = network.apply(apart, token, cache, method="extend")
             return (following, cache, over | (token == self.stop)), logits
 
-        nothing = jnp.zeros((len(z), 0), jnp.int32)
+        nothing = jnp.zeros((z.shape[0], 0), jnp.int32)
         first, cache = network.apply(variables, nothing, z, method="prefill")
-        start = first, cache, jnp.zeros(len(z), bool)
+        start = first, cache, jnp.zeros(z.shape[0], bool)
         _, logits = jax.lax.scan(step, start, jnp.arange(self.length))
         return jnp.moveaxis(logits, 0, 1)

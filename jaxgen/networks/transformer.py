@@ -113,13 +113,13 @@ class Transformer(nn.Module):
             self.head = nn.Dense(self.vocabulary, use_bias=False, kernel_init=init, dtype=self.dtype)
 
     def __call__(self, tokens: Array, condition: Array | None = None) -> Array:
-        x = self.inputs(tokens[:, :-1], self.shift(condition, len(tokens)))
+        x = self.inputs(tokens[:, :-1], self.shift(condition, tokens.shape[0]))
         x, _ = self.blocks(drop(self, self.dropout, x), self.where(jnp.arange(x.shape[1])))
         return self.logits(x)
 
     def prefill(self, tokens: Array, condition: Array | None = None) -> tuple[Array, Cache]:
         """Tokens [B, P], P >= given -> logits [B, vocabulary] of token P, and what is kept of those before it."""
-        shift = self.shift(condition, len(tokens))
+        shift = self.shift(condition, tokens.shape[0])
         x = self.inputs(tokens, shift)
         read = x.shape[1]
         x, (keys, values) = self.blocks(x, self.where(jnp.arange(read)))
@@ -158,7 +158,7 @@ class Transformer(nn.Module):
         """[B, T] -> [B, T, width], or with a start [B, T + 1, width]."""
         x = self.embed(tokens)
         if self.starts:
-            x = jnp.concatenate([jnp.broadcast_to(self.start, (len(x), 1, self.width)), x], axis=1)
+            x = jnp.concatenate([jnp.broadcast_to(self.start, (x.shape[0], 1, self.width)), x], axis=1)
         x = x + shift[:, None]
         if self.positions == "rotary":
             return x
@@ -242,7 +242,7 @@ def attend_to_all(q: Array, keys: Array, values: Array, seen: Array) -> Array:
 
     As `jax.nn.dot_product_attention`, for keys and values that lie otherwise.
     """
-    q = q.reshape(len(keys), -1, q.shape[-1]) * q.shape[-1] ** -0.5
+    q = q.reshape(keys.shape[0], -1, q.shape[-1]) * q.shape[-1] ** -0.5
     scores = jnp.einsum("ngd,ncd->ngc", q, keys, preferred_element_type=jnp.float32)
     weights = jax.nn.softmax(jnp.where(seen, scores, -jnp.inf)).astype(values.dtype)
     return jnp.einsum("ngc,ncd->ngd", weights, values)

@@ -77,12 +77,12 @@ class WaveNet(nn.Module):
         self.output = dense(self.features_out)
 
     def __call__(self, tokens: Array, condition: Array | None = None) -> Array:
-        outputs, _ = self.whole(self.scale(tokens[:, :-1]), self.shift(condition, len(tokens)))
+        outputs, _ = self.whole(self.scale(tokens[:, :-1]), self.shift(condition, tokens.shape[0]))
         return outputs
 
     def prefill(self, tokens: Array, condition: Array | None = None) -> tuple[Array, Cache]:
         """Tokens [B, P, ...] -> output [B, K] of token P, and what is kept of those before it."""
-        x, shift = self.scale(tokens), self.shift(condition, len(tokens))
+        x, shift = self.scale(tokens), self.shift(condition, tokens.shape[0])
         outputs, inputs = self.whole(x, shift)
         read = tokens.shape[1] + 1  # with the start
         past = []
@@ -115,7 +115,7 @@ class WaveNet(nn.Module):
 
         Tokens are flat but where they are shifted in time: a matrix product of two axes is the fast one.
         """
-        rows, length, taps = len(x), x.shape[1] + 1, self.first_kernel
+        rows, length, taps = x.shape[0], x.shape[1] + 1, self.first_kernel
         padded = jnp.pad(x, ((0, 0), (taps, 0)))
         began = jnp.broadcast_to((jnp.arange(length) > 0).astype(x.dtype), (rows, length))  # else silence looks like it
         x = jnp.stack([padded[:, i : i + length] for i in range(taps)] + [began], axis=-1)
