@@ -92,7 +92,8 @@ def log_mel(x: Array, scale: Scale) -> Array:
 
 def from_log_mel(mel: Array, length: int, scale: Scale, *, iterations: int = 32) -> Array:
     """Sounds [..., length] in [-1, 1] of such loudness, the way back as far as there is one."""
-    amplitude = jnp.where(mel > 0, 10 ** ((mel - 1) * scale.floor / 20), 0)
+    # Nothing is louder than 1, as nothing is there: the power of what a decoder says wildly would be infinite.
+    amplitude = jnp.where(mel > 0, 10 ** ((jnp.minimum(mel, 1) - 1) * scale.floor / 20), 0)
     magnitude = _product(amplitude, _linear(scale)) * (_window(scale.size).sum() / 2)
     return jnp.clip(griffin_lim(magnitude, length, scale.size, scale.hop, iterations=iterations), -1, 1)
 

@@ -97,12 +97,16 @@ class Decoder(nn.Module):
     def __call__(self, z: jax.Array, condition: jax.Array | None = None) -> jax.Array:
         length, outputs = self.shape
         leading, first = z.shape[:-1], -(-length // 2 ** len(self.channels))
-        h = nn.Dense(self.hidden, dtype=self.dtype)(z.reshape(-1, z.shape[-1]))
-        if condition is not None:  # as loud as z from the start, or z learns first what the condition says
-            condition = jnp.broadcast_to(condition, (*leading, condition.shape[-1])).reshape(len(h), -1)
-            embed = nn.Dense(self.hidden, use_bias=False, kernel_init=nn.initializers.normal(1.0), dtype=self.dtype)
-            h += embed(condition)
-        h = nn.relu(h)
+        init, size = nn.initializers.lecun_normal(), z.shape[-1]
+        if condition is not None:
+            z = jnp.concatenate([z, jnp.broadcast_to(condition, (*leading, condition.shape[-1]))], axis=-1)
+
+        def kernel_init(key: jax.Array, shape: tuple[int, int], dtype: jnp.dtype) -> jax.Array:
+            """A condition, one-hot, is as loud as z from the start, or z learns first what the condition says."""
+            of_z, of_condition = init(key, (size, shape[1]), dtype), jax.random.normal(key, (shape[0] - size, shape[1]))
+            return jnp.concatenate([of_z, of_condition.astype(dtype)])
+
+        h = nn.relu(nn.Dense(self.hidden, kernel_init=kernel_init, dtype=self.dtype)(z.reshape(-1, z.shape[-1])))
         h = nn.relu(nn.Dense(first * self.channels[0], dtype=self.dtype)(h)).reshape(-1, first, self.channels[0])
         up = partial(Up, kernel_size=6, stride=2, dtype=self.dtype)
         for channels in self.channels[1:]:
