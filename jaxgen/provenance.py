@@ -1,7 +1,7 @@
 """Where a file came from, written into the file itself: a field of its metadata, or what comes closest to one.
 
-PNG: a tEXt chunk. GIF: a comment. WAV: a comment in a LIST INFO chunk. Tables of comma-separated values: a column that
-is filled in the first row, which any reader takes and sorting does not lose. Texts: a last line.
+PNG: a tEXt chunk. GIF: a comment. WebP: an XMP chunk. WAV: a comment in a LIST INFO chunk. Tables of comma-separated
+values: a column that is filled in the first row, which any reader takes and sorting does not lose. Texts: a last line.
 """
 
 import csv
@@ -110,18 +110,38 @@ def _read_gif(content: bytes) -> str:
 def _write_wav(content: bytes, text: str) -> bytes:
     comment = f"{KEY} {text}".encode() + b"\0"
     comment += b"\0" * (len(comment) % 2)
-    info = b"INFOICMT" + struct.pack("<I", len(comment)) + comment
-    chunk = b"LIST" + struct.pack("<I", len(info)) + info
-    return content[:4] + struct.pack("<I", len(content) - 8 + len(chunk)) + content[8:] + chunk
+    return _with_chunk(content, b"LIST", b"INFOICMT" + struct.pack("<I", len(comment)) + comment)
 
 
 def _read_wav(content: bytes) -> str:
+    return _chunk(content, b"LIST", b"INFOICMT")[4:].rstrip(b"\0").decode().removeprefix(f"{KEY} ")
+
+
+def _write_webp(content: bytes, text: str) -> bytes:
+    if content[12:16] != b"VP8X":
+        raise ValueError("a WebP file of the simple kind has no place for metadata")
+    says = content[20] | 4  # the flag that there is XMP
+    return _with_chunk(content[:20] + bytes([says]) + content[21:], b"XMP ", f"{KEY} {text}".encode())
+
+
+def _read_webp(content: bytes) -> str:
+    return _chunk(content, b"XMP ", f"{KEY} ".encode()).decode()
+
+
+def _with_chunk(riff: bytes, kind: bytes, body: bytes) -> bytes:
+    """A RIFF file and one more chunk at its end."""
+    chunk = kind + struct.pack("<I", len(body)) + body + b"\0" * (len(body) % 2)
+    return riff[:4] + struct.pack("<I", len(riff) - 8 + len(chunk)) + riff[8:] + chunk
+
+
+def _chunk(riff: bytes, kind: bytes, start: bytes) -> bytes:
+    """What follows `start` in the chunk of that kind that begins so."""
     position = 12
     while True:
-        kind, length = struct.unpack_from("<4sI", content, position)
-        body = content[position + 8 : position + 8 + length]
-        if kind == b"LIST" and body.startswith(b"INFOICMT"):
-            return body[12:].rstrip(b"\0").decode().removeprefix(f"{KEY} ")
+        found, length = struct.unpack_from("<4sI", riff, position)
+        body = riff[position + 8 : position + 8 + length]
+        if found == kind and body.startswith(start):
+            return body[len(start) :]
         position += 8 + length + length % 2
 
 
@@ -153,6 +173,7 @@ def _read_text(content: bytes) -> str:
 FORMATS = {
     ".png": (_write_png, _read_png),
     ".gif": (_write_gif, _read_gif),
+    ".webp": (_write_webp, _read_webp),
     ".wav": (_write_wav, _read_wav),
     ".csv": (_write_csv, _read_csv),
     ".txt": (_write_text, _read_text),

@@ -303,14 +303,17 @@ def structures(smiles: Sequence[str], captions: Sequence[str] = (), *, columns: 
     return np.array(Image.open(io.BytesIO(canvas.GetDrawingText())).convert("RGB"))
 
 
-def gif(pictures: Sequence[np.ndarray], *, seconds: float = 0.12) -> bytes:
-    """Pictures uint8 [H, W, 1 or 3] of one size -> an animation there and back, without end."""
+ANIMATIONS = {".gif": {"format": "GIF", "disposal": 1}, ".webp": {"format": "WEBP", "lossless": True}}
+
+
+def animation(pictures: Sequence[np.ndarray], suffix: str, *, seconds: float = 0.12) -> bytes:
+    """Pictures uint8 [H, W, 1 or 3] of one size -> a GIF or WebP file that shows them there and back, without end."""
     from PIL import Image
 
     first, *others = (Image.fromarray(zoomed(one)) for one in [*pictures, *pictures[-2:0:-1]])
     file = io.BytesIO()
     times = {"duration": round(1000 * seconds), "loop": 0}
-    first.save(file, "GIF", save_all=True, append_images=others, disposal=1, **times)
+    first.save(file, save_all=True, append_images=others, **times, **ANIMATIONS[suffix])
     return file.getvalue()
 
 

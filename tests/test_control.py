@@ -105,10 +105,12 @@ def test_paths_are_reproduced_bit_for_bit(name, run_of, tmp_path, monkeypatch):
         jaxgen("reproduce", path)
 
 
-def test_an_animation_goes_there_and_back(run_of, tmp_path):
-    jaxgen("interpolate", run_of("vae_mnist"), "--steps", 4, "--num", 3, "--out", tmp_path / "a.gif")
-    jaxgen("reproduce", tmp_path / "a.gif")
-    with Image.open(tmp_path / "a.gif") as animation:
+@pytest.mark.parametrize("suffix", [".gif", ".webp"])
+def test_an_animation_goes_there_and_back(suffix, run_of, tmp_path):
+    out = tmp_path / f"a{suffix}"
+    jaxgen("interpolate", run_of("vae_mnist"), "--steps", 4, "--num", 3, "--out", out)
+    jaxgen("reproduce", out)
+    with Image.open(out) as animation:
         frames = []
         for i in range(animation.n_frames):
             animation.seek(i)
@@ -204,7 +206,8 @@ def contents():
     pictures = [np.full((8, 8, 1), shade, np.uint8) for shade in (0, 120, 250)]
     return {
         ".png": report.png(pictures[1]),
-        ".gif": report.gif(pictures),
+        ".gif": report.animation(pictures, ".gif"),
+        ".webp": report.animation(pictures, ".webp"),
         ".wav": report.wav(sound),
         ".csv": b'smiles,note\nCC,\nC#N,"a, b"\n',
         ".txt": b"To be,\nor not\n",
@@ -220,7 +223,7 @@ def test_a_stamp_comes_back_and_the_file_stays_what_it_was(suffix):
         text = json.dumps("x" * size)
         assert read(write(content, text)) == text
     new = write(content, text)
-    if suffix in (".png", ".gif"):
+    if suffix in (".png", ".gif", ".webp"):
         before, after = (Image.open(io.BytesIO(some)) for some in (content, new))
         assert np.array_equal(np.asarray(before), np.asarray(after))
         assert getattr(before, "n_frames", 1) == getattr(after, "n_frames", 1)

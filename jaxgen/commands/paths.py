@@ -1,4 +1,4 @@
-"""Ways through the latents of a trained model, as a picture or, where --out ends in .gif, an animation.
+"""Ways through the latents of a trained model, as a picture or, where --out ends in .gif or .webp, an animation.
 
 python -m jaxgen interpolate runs/vae_mnist --examples 0 1 2 3
 python -m jaxgen traverse runs/gan_mnist --label 3
@@ -28,7 +28,7 @@ class Flags:
     label: int | None = None
     """Class that all are given, of a conditional model (default: that of the example, or all in turn)."""
     out: Path | None = None
-    """The file to write; one that ends in .gif is an animation, there and back."""
+    """The file to write; one that ends in .gif or .webp is an animation, there and back."""
     seed: int = 0
     """Of random latents."""
     member: int = 0
@@ -200,7 +200,7 @@ def _files(trained: Trained, own: Flags, rows: np.ndarray, labels: np.ndarray) -
     made = np.asarray(
         latents.decode(trained.params, rows.reshape(-1, size).astype(np.float32), each if latents.conditional else None)
     )
-    if own.out is None or own.out.suffix != ".gif":
+    if own.out is None or own.out.suffix not in report.ANIMATIONS:
         return report.files(trained.experiment.render(made, columns=steps))
     made = made.reshape(num, steps, *made.shape[1:])
     frames = [trained.experiment.render(made[:, i]) for i in range(steps)]
@@ -211,8 +211,8 @@ def _files(trained: Trained, own: Flags, rows: np.ndarray, labels: np.ndarray) -
         if isinstance(one, np.ndarray)
     ]
     if len(pictures) != steps:
-        raise UserError("an animation is of pictures: give an --out that does not end in .gif")
-    return {".gif": report.gif(pictures)}
+        raise UserError(f"an animation is of pictures: give an --out that does not end in {own.out.suffix}")
+    return {own.out.suffix: report.animation(pictures, own.out.suffix)}
 
 
 def _command(
