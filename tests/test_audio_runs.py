@@ -118,7 +118,8 @@ def test_a_run_can_be_heard_and_seen(sounds, tmp_path, capsys):
     assert len({*written}) == 5
     assert [len(read(content)) for content in written] == [2 * (512 + gap)] * 5 + [2 * (800 + gap)]
     commands.main(["sample", folder, "--num", "10", "--out", str(tmp_path / "each")])
-    assert sorted(path.name for path in (tmp_path / "each").iterdir()) == [f"{i:02d}.wav" for i in range(1, 11)]
+    names = [f"{i:02d}{suffix}" for i in range(1, 11) for suffix in (".png", ".wav")]  # each sound and its spectrogram
+    assert sorted(path.name for path in (tmp_path / "each").iterdir()) == names
     first = read((tmp_path / "each" / "01.wav").read_bytes())
     commands.main(["sample", folder, "--num", "10", "--out", str(out)])
     np.testing.assert_array_equal(read(out.read_bytes())[: len(first)], first)

@@ -76,7 +76,7 @@ def test_the_report_of_a_run(page, tmp_path, monkeypatch):
     monkeypatch.setattr("jaxgen.run.cache_compilations", lambda: None)
     config = config_in(tmp_path / "run")
     train(replace(config, steps=20, run=replace(config.run, log_every=5, evaluate_every=20, checkpoint_every=20)))
-    check(page, config.workdir / "report.html", pictures=3)
+    check(page, config.workdir / "report.html", pictures=4)
     assert page.evaluate("document.querySelector('svg').getBoundingClientRect().width") > 300
     assert "test/" not in page.evaluate("document.title")
 

@@ -100,11 +100,12 @@ def test_a_run_leaves_what_it_promises(config, capsys):
     assert [row["step"] for row in rows if "train/loss (mnist_5k, dynamic binarisation)" in row] == [30, 60, 90, 120]
     assert [row["step"] for row in rows if "test/elbo (mnist_5k, dynamic binarisation)" in row] == [60, 120]
     pictures = sorted(path.name for path in (config.workdir / "samples").iterdir())
-    kinds = {"interpolations": "png", "latents": "txt", "reconstructions": "png", "samples": "png"}
+    names = ("interpolations", "latents", "map_of_latents", "reconstructions", "samples")
+    kinds = {name: "txt" if name == "latents" else "png" for name in names}
     assert pictures == [f"{kind}_{step:07d}.{suffix}" for kind, suffix in kinds.items() for step in (60, 120)]
     page = (config.workdir / "report.html").read_text()
     assert "python -m experiments.vae_mnist" in page
-    assert page.count("data:image/png;base64,") == 6  # the newest of each kind, and those before folded away
+    assert page.count("data:image/png;base64,") == 8  # the newest of each kind, and those before folded away
     assert not re.search(r"(src|href)=\"(?!data:)", page.partition("<svg")[0])
     assert "MODEL_CARD.md" in page
     assert "<tr><td>model.hidden</td><td>[8]</td></tr>" in page
@@ -364,7 +365,7 @@ def test_a_mistake_is_one_clear_line(config, change, message):
     ("arguments", "message"),
     [
         (["-m", "experiments.vae_mnist", "--optimizer.learning-rate", "abc"], "learning-rate"),
-        (["-m", "experiments.vae_mnist", "burda-1layer"], "did you mean burda-1layer-k1"),
+        (["-m", "experiments.vae_mnist", "burda-1layer-k1-dreg"], "did you mean burda-1layer-k50-dreg"),
         (["-m", "experiments.vae_mnist", "--data.name", "mnits"], "did you mean mnist"),
         (["-m", "jaxgen", "sampel", "runs/x"], "did you mean sample"),
         (["-m", "jaxgen", "sample", "nowhere"], "nowhere is not a run folder"),
