@@ -23,6 +23,7 @@ from jaxgen.data.decode import from_signed, to_signed
 from jaxgen.errors import UserError
 from jaxgen.evaluate import Estimate, estimate, interval
 from jaxgen.experiment import Experiment, Latents, in_batches
+from jaxgen.interpolation import spherical, straight
 from jaxgen.metrics import fidelity
 from jaxgen.models import gan as gans
 from jaxgen.models.gan import GAN, gan
@@ -248,13 +249,9 @@ def experiment(model: GAN, config: Config, spec: Spec, judge: Callable[[], Class
         z = model.prior(key, rows)
         label = jnp.tile(jnp.arange(columns) % classes, rows) if conditional else None
         each = jnp.repeat(z, columns, axis=0) if conditional else model.prior(key, rows * columns)
-        t = jnp.linspace(0, 1, columns)[None, :, None]
-        start, end = z[:, None], jnp.roll(z, 1, axis=0)[:, None]
-        norms = (1 - t) * jnp.linalg.norm(start, axis=-1, keepdims=True) + t * jnp.linalg.norm(
-            end, axis=-1, keepdims=True
-        )
-        paths = (1 - t) * start + t * end
-        paths = (paths * norms / jnp.linalg.norm(paths, axis=-1, keepdims=True)).reshape(-1, model.latents)
+        path, ends = spherical if config.model.prior == "normal" else straight, np.asarray(z)
+        t = np.linspace(0, 1, columns)
+        paths = np.concatenate([path(start, end, t) for start, end in zip(ends, np.roll(ends, 1, axis=0), strict=True)])
         path_label = jnp.repeat(jnp.arange(rows) % classes, columns) if conditional else None
         return {
             "samples": grid(np.asarray(from_signed(generate(params, each, label))), columns=columns),

@@ -22,6 +22,7 @@ from jaxgen.distributions import bernoulli, discretized_logistic, normal
 from jaxgen.errors import UserError
 from jaxgen.evaluate import Estimate, estimate, importance_weighted_nll, per_example
 from jaxgen.experiment import Experiment, Latents
+from jaxgen.interpolation import straight
 from jaxgen.metrics import latents
 from jaxgen.models.vae import VAE, vae
 from jaxgen.networks import conv, mlp
@@ -188,11 +189,15 @@ def experiment(model: VAE, config: Config, protocol: str, classes: Sequence[str]
     nll = importance_weighted_nll(model.observe, model.log_weights, num_samples=config.evaluate.nll_samples)
     seen = {}
 
-    def watch(params, batch, key):
-        """What the model says of each example, and the posterior of the top layer."""
+    def posterior(params, batch, key):
+        """Of the top layer."""
         label = batch["label"] if options.conditional else None
         mu, logvar = model.encode(params, model.observe(batch, key), label)
-        return model.evaluate(params, batch, key) | {"mu": mu, "logvar": logvar}
+        return {"mu": mu, "logvar": logvar}
+
+    def watch(params, batch, key):
+        """What the model says of each example, and the posterior."""
+        return model.evaluate(params, batch, key) | posterior(params, batch, key)
 
     def look(params, arrays, key):
         """Means of what the model says, and all of the posterior; of the last parameters it is remembered."""
@@ -222,8 +227,7 @@ def experiment(model: VAE, config: Config, protocol: str, classes: Sequence[str]
         rebuilt = reconstruct(params, x, key, label)
         pairs = np.stack([x.reshape(4, n, *x.shape[1:]), rebuilt.reshape(4, n, *x.shape[1:])], axis=1)
         mu = encode(params, x, label)[0]
-        t = jnp.linspace(0, 1, n)[:, None]
-        paths = jnp.concatenate([(1 - t) * mu[2 * i] + t * mu[2 * i + 1] for i in range(8)])
+        paths = jnp.concatenate([straight(mu[2 * i], mu[2 * i + 1], np.linspace(0, 1, n)) for i in range(8)])
         path_label = None if label is None else jnp.repeat(label[:16:2], n)
         _, means, logvar = look(params, arrays, key)
         finite, labels = np.isfinite(means).all(), arrays.get("label", np.zeros(len(means), int))[:2_000]
@@ -261,7 +265,7 @@ def experiment(model: VAE, config: Config, protocol: str, classes: Sequence[str]
         return sample(params, key, n, condition, temperature=controls.temperature, draw=controls.draw)
 
     def means(params, arrays):
-        return per_example(watch, params, arrays, jax.random.key(0))["mu"]
+        return per_example(posterior, params, arrays, jax.random.key(0))["mu"]
 
     return Experiment(
         model,

@@ -16,9 +16,9 @@ from test_experiments import CONFIGS, built, module_of, without
 from jaxgen import __main__ as commands
 from jaxgen import folder
 from jaxgen.checkpoint import Checkpoints
-from jaxgen.commands.paths import spherical
 from jaxgen.errors import UserError
 from jaxgen.experiment import initializer, restore_params
+from jaxgen.interpolation import spherical
 from jaxgen.provenance import FORMATS, stamp_of, stamped
 
 SAMPLES = {

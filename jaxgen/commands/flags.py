@@ -17,12 +17,6 @@ def parse(own: type, options: Any, program: str, args: list[str]) -> tuple[Any, 
     return flags.own, flags.options
 
 
-def check_member(member: int, seeds: int) -> None:
-    """Raises UserError where a run of so many --seeds has no such model."""
-    if not 0 <= member < seeds:
-        raise UserError(f"--member {member}: expected 0 to {seeds - 1}, since the run has --seeds {seeds}")
-
-
 def trained_on(record: Any, module: Any, config: Any, data_dir: Path | None) -> tuple[Any, Any]:
     """The configuration and the data that a run was trained on, and nothing else."""
     from jaxgen.run import cache_compilations

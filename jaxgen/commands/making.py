@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from jaxgen.commands.flags import check_member
 from jaxgen.errors import UserError
 from jaxgen.files import write_atomically
 
@@ -34,13 +33,14 @@ class Trained(NamedTuple):
         return jax.random.key(self.seed)
 
 
-def opened(run: tuple[Any, Any, Any], own: Any, controls: Any, *, step: int | None = None) -> Trained:
+def opened(run: tuple[Any, Any, Any], controls: Any, *, member: int, seed: int = 0, step: int | None = None) -> Trained:
     """The model of the newest checkpoint, or the newest up to a step.
 
     Args:
       run: what `folder.load_run` says.
-      own: flags of the command; `seed` and `member` are among them.
       controls: of the family.
+      member: which model, of a run that trained several --seeds.
+      seed: of what is drawn.
       step: the last that is wished for.
 
     Raises:
@@ -51,9 +51,12 @@ def opened(run: tuple[Any, Any, Any], own: Any, controls: Any, *, step: int | No
     from jaxgen.run import cache_compilations
 
     record, module, config = run
-    if own.seed < 0:
-        raise UserError(f"--seed {own.seed}: expected at least 0")
-    check_member(own.member, config.seeds)
+    if seed < 0:
+        raise UserError(f"--seed {seed}: expected at least 0")
+    if not 0 <= member < config.seeds:
+        raise UserError(
+            f"--member {member}: expected 0 to {config.seeds - 1}, since the run has --seeds {config.seeds}"
+        )
     cache_compilations()
     config = replace(config, sample=controls)
     experiment = built(module.build, config, record.data)
@@ -66,8 +69,8 @@ def opened(run: tuple[Any, Any, Any], own: Any, controls: Any, *, step: int | No
         experiment=experiment,
         step=found,
         checkpoint=digest(config.workdir / "checkpoints", found),
-        params=members(config, params)[own.member],
-        seed=own.seed,
+        params=members(config, params)[member],
+        seed=seed,
     )
 
 
@@ -76,22 +79,22 @@ def stamps(command: str, trained: Trained, own: Any, files: Files) -> Files:
     from jaxgen import folder
     from jaxgen.provenance import Provenance, stamped
 
-    def stamp(part: str, content: bytes) -> bytes:
-        text = Provenance(
-            command=command,
-            run=str(trained.directory.absolute()),
-            experiment=trained.record.experiment,
-            step=trained.step,
-            checkpoint=trained.checkpoint,
-            flags=plain(own),
-            controls=plain(trained.config.sample),
-            part=part,
-            versions=folder.versions(),
-            device=folder.device(),
-        )
-        return stamped(Path(part).suffix or part, content, str(text))
-
-    return {part: stamp(part, content) for part, content in files.items()}
+    made = Provenance(
+        command=command,
+        run=str(trained.directory.absolute()),
+        experiment=trained.record.experiment,
+        step=trained.step,
+        checkpoint=trained.checkpoint,
+        flags=plain(own),
+        controls=plain(trained.config.sample),
+        part="",
+        versions=folder.versions(),
+        device=folder.device(),
+    )
+    return {
+        part: stamped(Path(part).suffix or part, content, str(replace(made, part=part)))
+        for part, content in files.items()
+    }
 
 
 def plain(flags: Any) -> dict[str, Any]:
@@ -120,7 +123,7 @@ def make(
     command: str, run: tuple[Any, Any, Any], own: Any, controls: Any, files_of: Callable[[Trained, Any], Files]
 ) -> None:
     """Opens a run, makes files and writes them to `own.out`."""
-    trained = opened(run, own, controls)
+    trained = opened(run, controls, member=own.member, seed=own.seed)
     files = stamps(command, trained, own, files_of(trained, own))
     out = own.out or Path(f"{command}{next(iter(files))}")
     shown = deliver(out, files)

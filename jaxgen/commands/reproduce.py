@@ -55,7 +55,7 @@ def run(path: Path, args: list[str], makers: Mapping[str, tuple[type, Callable[[
         controls = _converted(then.controls, type(config.sample))
     except msgspec.ValidationError as error:
         raise UserError(f"{path} was made with flags that {then.command} does not have today: {error}") from None
-    trained = opened((record, module, config), options, controls, step=then.step)
+    trained = opened((record, module, config), controls, member=options.member, seed=options.seed, step=then.step)
     if trained.checkpoint != then.checkpoint:
         raise UserError(
             f"{path} was made by the checkpoint {then.checkpoint[:12]} of step {then.step}, and {directory} holds "

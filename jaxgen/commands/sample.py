@@ -49,7 +49,7 @@ def run(directory: Path, args: list[str]) -> None:
     own, controls = parse(Flags, found[-1].sample, f"sample {directory}", args)
     if own.num is not None and own.num < 1:
         raise UserError(f"--num {own.num}: expected at least 1")
-    trained = opened(found, own, controls)
+    trained = opened(found, controls, member=own.member, seed=own.seed)
     stream = trained.experiment.stream
     if stream and own.out is None and own.num in (None, 1):
         for piece in stream(trained.params, trained.key):
