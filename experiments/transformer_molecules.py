@@ -382,7 +382,7 @@ NAMED = {
         data=flags.MoleculeDataConfig("zinc250k", strict=True),
         model=ModelConfig(layers=6, heads=8, width=256),
         optimizer=replace(Config().optimizer, learning_rate=1e-3, warmup_steps=500),
-        run=flags.RunConfig(log_every=200, evaluate_every=2_000),
+        run=flags.RunConfig(log_every=200, evaluate_every=5_000, checkpoint_every=5_000),
         evaluate=EvaluateConfig(num_samples=10_000, num_conditions=2_000),
     ),
 }

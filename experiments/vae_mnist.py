@@ -306,7 +306,7 @@ def burda(
     return Config(
         workdir=Path("runs") / name,
         steps=200_000,
-        run=flags.RunConfig(log_every=1_000, evaluate_every=20_000, checkpoint_every=10_000),
+        run=flags.RunConfig(log_every=1_000, evaluate_every=20_000, checkpoint_every=10_000, chunk=100),
         data=flags.ImageDataConfig(strict=True),
         model=ModelConfig(
             hidden=hidden, latents=latents, num_samples=num_samples, doubly_reparameterized=doubly_reparameterized

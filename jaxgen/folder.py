@@ -17,6 +17,7 @@ from typing import Any
 import jax
 import msgspec
 
+from jaxgen import __version__
 from jaxgen.checkpoint import saved_steps
 from jaxgen.config import Config
 from jaxgen.data.source import Dataset, Spec
@@ -205,11 +206,12 @@ def differences(old: Any, new: Any, name: str = "") -> Iterator[tuple[str, Any, 
 
 def versions() -> dict[str, str]:
     """Of the packages that decide what comes out, as far as they are installed."""
-    names = ("jaxgen", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+    names = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
     extras = ("rdkit", "selfies", "tokenizers", "soxr", "scikit-learn", "dp-accounting")
     modules = {"scikit-learn": "sklearn", "dp-accounting": "dp_accounting"}
     there = [name for name in extras if importlib.util.find_spec(modules.get(name, name))]
-    return {"python": platform.python_version()} | {name: metadata.version(name) for name in (*names, *there)}
+    ours = {"python": platform.python_version(), "jaxgen": __version__}
+    return ours | {name: metadata.version(name) for name in (*names, *there)}
 
 
 def device() -> str:

@@ -6,8 +6,8 @@ valid where RDKit makes a molecule of it that has an atom.
 
 import importlib.util
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
-from functools import cache, lru_cache
+from collections.abc import Callable, Collection, Iterator, Sequence
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -30,23 +30,30 @@ def rdkit() -> ModuleType:
     return rdkit
 
 
-def molecules(smiles: Sequence[str | None]) -> list[Any]:
-    """A molecule of RDKit's for each SMILES; None where it is none, or empty."""
+def _of_each(smiles: Sequence[str | None], what: Callable[[Any], Any], otherwise: Any = None) -> list[Any]:
+    """`what` of the molecule of each SMILES, or `otherwise` where it is none; once for each, as generated ones repeat.
+
+    A molecule of RDKit's takes some 30 kB: none is kept once `what` has seen it.
+    """
     package = rdkit()
-    parse = lru_cache(maxsize=None)(package.Chem.MolFromSmiles)  # generated ones repeat
+
+    @cache
+    def once(one):
+        molecule = package.Chem.MolFromSmiles(one) if one else None
+        return otherwise if molecule is None else what(molecule)
+
     with package.rdBase.BlockLogs():
-        return [parse(one) if one else None for one in smiles]
+        return [once(one) for one in smiles]
 
 
 def canonical(smiles: Sequence[str | None]) -> list[str | None]:
     """RDKit's spelling of each molecule, the same for all of its SMILES; None where it is not valid."""
-    write = rdkit().Chem.MolToSmiles
-    return [None if molecule is None else write(molecule) for molecule in molecules(smiles)]
+    return _of_each(smiles, rdkit().Chem.MolToSmiles)
 
 
 def valid(smiles: Sequence[str | None]) -> np.ndarray:
     """Bool [N]."""
-    return np.array([molecule is not None for molecule in molecules(smiles)], bool)
+    return np.array(_of_each(smiles, lambda molecule: True, otherwise=False), bool)
 
 
 def properties(smiles: Sequence[str | None]) -> np.ndarray:
@@ -56,14 +63,13 @@ def properties(smiles: Sequence[str | None]) -> np.ndarray:
     drug-likeness in [0, 1] (Bickerton et al. 2012), the score of synthetic accessibility from 1, easy, to 10 (Ertl &
     Schuffenhauer 2009), and the molecular weight in daltons.
     """
-    return np.array([_properties(one) for one in molecules(smiles)], np.float64).reshape(-1, len(PROPERTIES))
+    invalid = (np.nan,) * len(PROPERTIES)
+    return np.array(_of_each(smiles, _properties, invalid), np.float64).reshape(-1, len(PROPERTIES))
 
 
 def _properties(molecule: Any) -> tuple[float, ...]:
     from rdkit.Chem import QED, Crippen, Descriptors
 
-    if molecule is None:
-        return (np.nan,) * len(PROPERTIES)
     score = _sascorer().calculateScore(molecule)
     return Crippen.MolLogP(molecule), QED.qed(molecule), score, Descriptors.MolWt(molecule)
 
@@ -98,8 +104,8 @@ def novelty(smiles: Sequence[str | None], training: Collection[str]) -> float:
 def fingerprints(smiles: Sequence[str | None], radius: int = 2, bits: int = 1024) -> np.ndarray:
     """Morgan fingerprints of the valid molecules (Rogers & Hahn 2010), uint8 [M, bits]."""
     generator = _of_fingerprints(radius, bits)
-    found = [generator.GetFingerprintAsNumPy(one) for one in molecules(smiles) if one is not None]
-    return np.array(found, np.uint8).reshape(-1, bits)
+    found = _of_each(smiles, generator.GetFingerprintAsNumPy)
+    return np.array([one for one in found if one is not None], np.uint8).reshape(-1, bits)
 
 
 @cache
@@ -142,7 +148,7 @@ def alerts(smiles: Sequence[str | None], catalog: str) -> float:
     "PAINS" are those that disturb assays (Baell & Holloway 2010), "BRENK" those that are toxic, reactive or unstable
     (Brenk et al. 2008).
     """
-    found = [_catalog(catalog).HasMatch(one) for one in molecules(smiles) if one is not None]
+    found = [one for one in _of_each(smiles, _catalog(catalog).HasMatch) if one is not None]
     return float(np.mean(found)) if found else np.nan
 
 
@@ -160,9 +166,8 @@ def fragments(smiles: Sequence[str | None]) -> Counter:
     chem, found = rdkit().Chem, Counter()
     from rdkit.Chem.BRICS import BreakBRICSBonds
 
-    for molecule in molecules(smiles):
-        if molecule is not None:
-            found.update(chem.MolToSmiles(BreakBRICSBonds(molecule)).split("."))
+    for parts in _of_each(smiles, lambda molecule: chem.MolToSmiles(BreakBRICSBonds(molecule)).split("."), ()):
+        found.update(parts)
     return found
 
 
@@ -171,11 +176,12 @@ def scaffolds(smiles: Sequence[str | None], rings: int = 2) -> Counter:
     chem, found = rdkit().Chem, Counter()
     from rdkit.Chem.Scaffolds.MurckoScaffold import GetScaffoldForMol
 
-    for molecule in molecules(smiles):
-        if molecule is not None:
-            scaffold = GetScaffoldForMol(molecule)
-            if scaffold.GetNumAtoms() and scaffold.GetRingInfo().NumRings() >= rings:
-                found[chem.MolToSmiles(scaffold)] += 1
+    def scaffold_of(molecule):
+        scaffold = GetScaffoldForMol(molecule)
+        enough = scaffold.GetNumAtoms() and scaffold.GetRingInfo().NumRings() >= rings
+        return chem.MolToSmiles(scaffold) if enough else None
+
+    found.update(one for one in _of_each(smiles, scaffold_of) if one is not None)
     return found
 
 
