@@ -75,7 +75,13 @@ def labels_of(arrays: Arrays) -> np.ndarray:
 
 
 def judged(
-    sounds: np.ndarray, labels: np.ndarray | None, arrays: Arrays, spec: Spec, rate: int, load: Callable[[], Dataset]
+    sounds: np.ndarray,
+    labels: np.ndarray | None,
+    arrays: Arrays,
+    spec: Spec,
+    rate: int,
+    load: Callable[[], Dataset],
+    at: str = "",
 ) -> Figures:
     """Whether sounds are what they were asked to be: notes in tune by YIN, others by a classifier of recordings.
 
@@ -86,15 +92,16 @@ def judged(
       spec: of the data.
       rate: samples per second.
       load: the data, to train a classifier on where none was yet.
+      at: how they were drawn, where that is to be said.
     """
     if spec.name == "notes":
-        return {} if labels is None else tuned(sounds, labels, arrays, spec, rate)
+        return {} if labels is None else tuned(sounds, labels, arrays, spec, rate, at)
     if not spec.classes:
         return {}
     judge = judge_of(spec, rate, load)
     features, probabilities = judge.apply(pictures(sounds, rate))
     expected, _ = judge.apply(pictures(arrays["audio"], rate))
-    of = f"{judge.name}; {len(sounds):,} samples, {len(expected):,} held out"
+    of = f"{judge.name}; {len(sounds):,} samples{at}, {len(expected):,} held out"
     frechet = fidelity.measures(expected, features, ["frechet"])["frechet"]
     figures = {f"Frechet distance ({of})": interval(frechet)}
     if labels is not None:
@@ -103,7 +110,7 @@ def judged(
     return figures
 
 
-def tuned(sounds: np.ndarray, labels: np.ndarray, arrays: Arrays, spec: Spec, rate: int) -> Figures:
+def tuned(sounds: np.ndarray, labels: np.ndarray, arrays: Arrays, spec: Spec, rate: int, at: str = "") -> Figures:
     """Share of notes whose pitch is less than 50 cents from that of their label; and, of real ones, what YIN makes."""
     asked = np.array([frequency(name) for name in spec.classes])
     low = asked.min() / 2
@@ -115,7 +122,7 @@ def tuned(sounds: np.ndarray, labels: np.ndarray, arrays: Arrays, spec: Spec, ra
 
     count = len(arrays["audio"])
     return {
-        f"generated notes within 50 cents, % (YIN, {len(sounds):,} notes)": share(sounds, labels),
+        f"generated notes within 50 cents, % (YIN, {len(sounds):,} notes{at})": share(sounds, labels),
         f"held-out notes within 50 cents, % (YIN, {count:,} notes)": share(arrays["audio"], arrays["label"]),
     }
 

@@ -8,6 +8,7 @@ import difflib
 import importlib
 import json
 import os
+import re
 import shlex
 import sys
 import time
@@ -238,7 +239,7 @@ def table(results: list[dict[str, Any]]) -> str:
             ours = "<br>".join(_figures(list(last.values())))
             newest, seeds = runs[-1], sorted({seed for run in last.values() for seed in run["seeds"]})
             shortened = "shortened: " if budget == "cpu" and row.cpu != row.full else ""
-            schedule = f"{shortened}{newest['steps']:,} steps, {_counted(seeds)}"
+            schedule = f"{shortened}{newest['steps']:,} steps, {_counted(seeds)}{_beyond(row, newest['command'])}"
             device = f"{_cores(newest['cores'])} of a CPU" if "cpu" in newest["device"] else newest["device"]
             cost = f"{newest['seconds'] / 60:.0f} min, {device}"
         lines.append(f"| `{name}` | {row.protocol} | {row.published} | {ours} | {schedule} | {cost} |")
@@ -256,6 +257,13 @@ def _figures(runs: list[dict[str, Any]]) -> Iterator[str]:
         mean, error = values[0] if len(values) == 1 else (fmean(v for v, _ in values), stdev(v for v, _ in values))
         short = key.split(" (")[0].split(", ")[0]
         yield f"{short} {Estimate(mean, error)}"
+
+
+def _beyond(row: Row, command: str) -> str:
+    """The flags of a run that are not the row's; the number of steps is said already."""
+    flags = re.sub(r" --(steps|seed) \d+", "", command.removeprefix("python -m experiments."))
+    others = " ".join(word for word in flags.split() if word not in row.command.split())
+    return f", `{others}`" if others else ""
 
 
 def _counted(seeds: list[int]) -> str:

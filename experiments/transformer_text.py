@@ -224,9 +224,10 @@ def experiment(
 NAMED = {
     # The sizes of nanoGPT's recipes; what it reaches: 1.88 and 1.4697 nats a character.
     "shakespeare_cpu": Config(workdir=Path("runs/shakespeare_cpu"), data=flags.TextDataConfig(strict=True)),
+    # The second learns the text by heart after 1,500 steps, where nanoGPT's 5,000 go on and it keeps the best it had.
     "shakespeare_char": Config(
         workdir=Path("runs/shakespeare_char"),
-        steps=5_000,
+        steps=1_500,
         batch_size=64,
         data=flags.TextDataConfig(strict=True),
         model=ModelConfig(layers=6, heads=6, width=384, context=256, dropout=0.2),

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxgen.networks.transformer import Block, Transformer, turn
+from jaxgen.networks.transformer import Block, Transformer, attend_to_some, turn
 
 KINDS = {
     "rotary": {},
@@ -106,6 +106,29 @@ def test_fewer_heads_of_keys_are_shared_by_neighbouring_queries():
     repeated = jnp.concatenate([q, jnp.repeat(k, 2, axis=1), jnp.repeat(v, 2, axis=1)], axis=1).reshape(16, -1)
     other = {"params": variables["params"] | {"query_key_value": {"kernel": repeated}}}
     np.testing.assert_allclose(shared.apply(variables, x, where)[0], full.apply(other, x, where)[0], atol=1e-5)
+
+
+@pytest.mark.parametrize("context", [3, 8])
+def test_attention_that_drops_nothing_is_attention(context):
+    q, k, v = (jax.random.normal(jax.random.key(i), (2, 8, heads, 4)) for i, heads in enumerate((4, 2, 2)))
+    window = (context - 1, 0) if context < 8 else None
+    expected = jax.nn.dot_product_attention(q, k, v, is_causal=True, local_window_size=window)
+    np.testing.assert_allclose(attend_to_some(q, k, v, context, lambda weights: weights), expected, atol=1e-6)
+
+
+def test_dropout_drops_weights_of_attention_too():
+    """In training only: with one value for all keys, the output of a row is the share of its weights that stayed."""
+    q, v = jax.random.normal(jax.random.key(0), (1, 8, 2, 4)), jnp.ones((1, 8, 2, 4))
+    half = partial(jnp.multiply, jnp.arange(8) % 2 == 0)  # every other key
+    kept = attend_to_some(q, q, v, 8, half)
+    assert 0 < kept[0, 1].min() < kept[0, 1].max() < 1
+    model = Transformer(vocabulary=5, layers=1, heads=2, width=8, context=8, dropout=0.5)
+    tokens = jnp.zeros((1, 9), jnp.int32)
+    params = model.init(jax.random.key(0), tokens)
+    keys = [{"dropout": jax.random.key(i)} for i in (1, 2)]
+    one, other, same = (model.apply(params, tokens, rngs=rngs) for rngs in (*keys, keys[0]))
+    assert (one == same).all()
+    assert (one != other).any()
 
 
 def test_unrolled_or_not_recomputed_or_not_it_is_the_same():

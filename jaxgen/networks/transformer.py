@@ -1,5 +1,6 @@
 """A causal Transformer (Vaswani et al. 2017; Radford et al. 2019), which keeps what it has read for what comes next."""
 
+from collections.abc import Callable
 from functools import partial
 from typing import Literal, NamedTuple
 
@@ -215,8 +216,11 @@ class Block(nn.Module):
         if angles is not None:
             q, k = turn(q, angles), turn(k, angles)
         if past is None:
-            window = (self.context - 1, 0) if length > self.context else None
-            h = jax.nn.dot_product_attention(q, k, v, is_causal=True, local_window_size=window)
+            if self.dropout and self.has_rng("dropout"):
+                h = attend_to_some(q, k, v, self.context, partial(drop, self, self.dropout))
+            else:
+                window = (self.context - 1, 0) if length > self.context else None
+                h = jax.nn.dot_product_attention(q, k, v, is_causal=True, local_window_size=window)
         else:
             slot = (0, position[0] % self.context, 0)
             k, v = (
@@ -235,6 +239,19 @@ class Block(nn.Module):
             h = nn.silu(dense(hidden, name="gate")(h)) * dense(hidden, name="hidden")(h)
         h = last(name="output")(h).reshape(x.shape)
         return x + drop(self, self.dropout, h), (k, v)
+
+
+def attend_to_some(q: Array, keys: Array, values: Array, context: int, drop: Callable[[Array], Array]) -> Array:
+    """Queries [B, T, heads, D] on keys and values [B, T, kv_heads, D] of their own place and the context before it.
+
+    As `jax.nn.dot_product_attention`, which cannot `drop` some of the weights.
+    """
+    q = q.reshape(*keys.shape[:3], -1, q.shape[-1]) * q.shape[-1] ** -0.5
+    scores = jnp.einsum("btngd,bsnd->bngts", q, keys, preferred_element_type=jnp.float32)
+    back = jnp.arange(q.shape[1])[:, None] - jnp.arange(q.shape[1])
+    weights = jax.nn.softmax(jnp.where((back >= 0) & (back < context), scores, -jnp.inf)).astype(values.dtype)
+    h = jnp.einsum("bngts,bsnd->btngd", drop(weights), values)
+    return h.reshape(*h.shape[:2], -1, h.shape[-1])
 
 
 def attend_to_all(q: Array, keys: Array, values: Array, seen: Array) -> Array:
