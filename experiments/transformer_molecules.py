@@ -368,10 +368,10 @@ NAMED = {
     # For 20 minutes on two CPU cores.
     "qm9": Config(
         workdir=Path("runs/qm9"),
-        steps=4_000,
+        steps=8_000,
         batch_size=128,
         data=flags.MoleculeDataConfig("qm9", strict=True),
-        run=flags.RunConfig(log_every=200, evaluate_every=1_000, checkpoint_every=500, chunk=20),
+        run=flags.RunConfig(log_every=200, evaluate_every=2_000, checkpoint_every=500, chunk=20),
         evaluate=EvaluateConfig(num_samples=10_000),
     ),
     # For an accelerator, and not yet run.
