@@ -344,7 +344,11 @@ def experiment(model: GAN, config: Config, spec: Spec, judge: Callable[[], Class
         warn=lambda figures: list(warn(figures)),
         measure=measure,
         audit=images_audit(
-            draw=draw, evaluate=model.evaluate, attack="discriminator real", count=config.evaluate.copies
+            draw=draw,
+            evaluate=model.evaluate,
+            attack="discriminator real",
+            count=config.evaluate.copies,
+            judge=judge if config.evaluate.features else None,
         ),
         sample=draw,
         latents=Latents(

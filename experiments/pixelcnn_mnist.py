@@ -16,6 +16,7 @@ import numpy as np
 
 from jaxgen import config as flags
 from jaxgen.audit import images_audit
+from jaxgen.classifier import judge_of_copies
 from jaxgen.data import Dataset, Spec
 from jaxgen.data.decode import dynamic_binarize
 from jaxgen.errors import UserError
@@ -199,6 +200,7 @@ def experiment(model: Autoregressive, config: Config, spec: Spec) -> Experiment:
         attack="-loss",
         count=config.evaluate.copies,
         form=(lambda image, key: 255 * dynamic_binarize(image, key)) if spec.binarization == "dynamic" else None,
+        judge=judge_of_copies(config, spec, load),
     )
     return Experiment(model, "Autoregressive model", protocol, exhibits, measure=measure, audit=audit, sample=draw)
 

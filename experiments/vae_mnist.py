@@ -5,7 +5,6 @@ that its test likelihood can stand beside their Table 1.
 """
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -16,6 +15,7 @@ import numpy as np
 
 from jaxgen import config as flags
 from jaxgen.audit import images_audit
+from jaxgen.classifier import judge_of_copies
 from jaxgen.data import Dataset, Spec
 from jaxgen.data.decode import dynamic_binarize, to_uint8, to_unit
 from jaxgen.distributions import bernoulli, discretized_logistic, normal
@@ -147,7 +147,7 @@ def build(config: Config, spec: Spec) -> Experiment:
     protocol = f"{spec.name}, {spec.binarization.replace('none', 'no')} binarisation"
     if options.likelihood != "bernoulli":
         protocol += f", {likelihoods()[options.likelihood].name}"
-    return experiment(model, config, protocol, spec.classes)
+    return experiment(model, config, protocol, spec)
 
 
 def networks(shape: tuple[int, ...], options: ModelConfig, dtype: str) -> dict:
@@ -181,7 +181,7 @@ def likelihoods() -> dict:
     return {"bernoulli": bernoulli(), "normal": normal(), "discretized_logistic": discretized_logistic()}
 
 
-def experiment(model: VAE, config: Config, protocol: str, classes: Sequence[str]) -> Experiment:
+def experiment(model: VAE, config: Config, protocol: str, spec: Spec) -> Experiment:
     """What there is to see and to measure of a variational autoencoder of images."""
     options = config.model
     reconstruct, decode, observe = jax.jit(model.reconstruct), jax.jit(model.decode), jax.jit(model.observe)
@@ -236,7 +236,7 @@ def experiment(model: VAE, config: Config, protocol: str, classes: Sequence[str]
             "reconstructions": grid(np.asarray(to_uint8(pairs.reshape(-1, *x.shape[1:]))), columns=n),
             "latents": table(means, logvar),
             "interpolations": grid(np.asarray(to_uint8(decode(params, paths, path_label))), columns=n),
-        } | ({"map of latents": latent_map(means[:2_000], labels, classes or [""])} if finite else {})
+        } | ({"map of latents": latent_map(means[:2_000], labels, spec.classes or [""])} if finite else {})
 
     def measure(params, arrays, key, on_progress):
         count, k = len(arrays["image"]), config.evaluate.nll_samples
@@ -275,7 +275,13 @@ def experiment(model: VAE, config: Config, protocol: str, classes: Sequence[str]
         validate=validate,
         warn=warn,
         measure=measure,
-        audit=images_audit(draw=draw, evaluate=model.evaluate, attack="-loss", count=config.evaluate.copies),
+        audit=images_audit(
+            draw=draw,
+            evaluate=model.evaluate,
+            attack="-loss",
+            count=config.evaluate.copies,
+            judge=judge_of_copies(config, spec, load),
+        ),
         sample=draw,
         latents=Latents(
             prior=lambda key, n: jax.random.normal(key, (n, options.latents[-1])),

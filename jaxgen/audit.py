@@ -1,7 +1,7 @@
 """What a comparison with the training images shows: whether a model copies them, and whether it betrays them."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -9,7 +9,7 @@ import numpy as np
 from jaxgen.data.source import Arrays, gather
 from jaxgen.errors import UserError
 from jaxgen.evaluate import Estimate, interval, per_example
-from jaxgen.metrics.memorization import membership, memorization
+from jaxgen.metrics.memorization import Memorization, membership, memorization
 from jaxgen.report import Exhibit, grid
 from jaxgen.types import Batch, Key, Params
 
@@ -32,6 +32,7 @@ def images_audit(
     attack: str,
     count: int | None,
     form: Callable[[np.ndarray, Key], jax.Array] | None = None,
+    judge: Callable[[], Any] | None = None,
 ) -> Callable[[Params, Arrays, Arrays, Key], Audit] | None:
     """Looks for copies among samples, and for what tells training images from others (`jaxgen.metrics.memorization`).
 
@@ -42,6 +43,8 @@ def images_audit(
         before it, by being lower.
       count: samples, and training and held-out images of which it is asked whether they are told; None: no audit.
       form: `(images, key) ->` stored images in the form that samples have, if that is another.
+      judge: makes a network with a `name`, whose features `apply(images)[0]`, [N, D], are looked at too: a copy that is
+        moved is far in pixels, and near there. None: pixels alone.
 
     Returns:
       `(params, train, held_out, key) -> Audit`, of `image` uint8 [N, H, W, C].
@@ -60,32 +63,58 @@ def images_audit(
         images, others = train["image"], held_out["image"]
         samples = np.asarray(draw(params, draw_key, count))
         drawn = others[:HELD_OUT] if form is None else np.asarray(form(others[:HELD_OUT], form_key))
-        found = memorization(_flat(samples), _flat(images), _flat(others), drawn=_flat(drawn))
         size, rng = min(count, len(images), len(others)), np.random.default_rng(0)
         values = [
             per_example(evaluate, params, gather(arrays, rng.permutation(len(arrays["image"]))[:size]), key)[name]
             for arrays, key in zip((train, held_out), value_keys, strict=True)
         ]
         auc = membership(*(-value if attack.startswith("-") else value for value in values))
-        worst = found.worst(10)
-        pairs = np.concatenate([samples[worst], images[found.nearest[worst]]])
-        near, of = interval(found.near), f"pixels, {count:,} samples"
+        views = {"pixels,": ("", _flat)}
+        if judge is not None:
+            network = judge()
+            views[f"features of {network.name};"] = (" in features", lambda images: network.apply(images)[0])
+        found = [
+            _seen(
+                memorization(view(samples), view(images), view(others), drawn=view(drawn)),
+                samples,
+                images,
+                of=f"{of} {count:,} samples",
+                where=where,
+            )
+            for of, (where, view) in views.items()
+        ]
+        told = f"membership AUC (by {name}, {size:,} training and {size:,} held-out images)"
         return Audit(
-            figures={
-                f"samples nearer to a training image than 1 % of held-out images are, % ({of})": Estimate(
-                    100 * near.mean, 100 * near.error
-                ),
-                f"samples nearer to training than to held-out images beyond chance, % ({of})": Estimate(
-                    100 * found.overall.share, 0.0
-                ),
-                f"membership AUC (by {name}, {size:,} training and {size:,} held-out images)": interval(auc),
-            },
-            exhibits={"memorization": f"{found}\n", "samples over nearest training images": grid(pairs, columns=10)},
-            warnings=(str(found),) if found.copies else (),
-            verdict=str(found),
+            figures={key: figure for one in found for key, figure in one.figures.items()} | {told: interval(auc)},
+            exhibits={key: exhibit for one in found for key, exhibit in one.exhibits.items()},
+            warnings=tuple(warning for one in found for warning in one.warnings),
+            verdict="; ".join(one.verdict for one in found),
         )
 
     return audit
+
+    return audit
+
+
+def _seen(found: Memorization, samples: np.ndarray, images: np.ndarray, *, of: str, where: str) -> Audit:
+    """What the distances of samples to training images say, `of` what they are."""
+    worst, near = found.worst(10), interval(found.near)
+    pairs = np.concatenate([samples[worst], images[found.nearest[worst]]])
+    nearer, verdict = Estimate(100 * near.mean, 100 * near.error), f"{found}{where and f' ({where.strip()})'}"
+    return Audit(
+        figures={
+            f"samples nearer to a training image than 1 % of held-out images are, % ({of})": nearer,
+            f"samples nearer to training than to held-out images beyond chance, % ({of})": Estimate(
+                100 * found.overall.share, 0.0
+            ),
+        },
+        exhibits={
+            f"memorization{where}": f"{verdict}\n",
+            f"samples over nearest training images{where}": grid(pairs, columns=len(worst)),
+        },
+        warnings=(verdict,) if found.copies else (),
+        verdict=verdict,
+    )
 
 
 def _flat(images: np.ndarray) -> np.ndarray:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,7 @@ import optax
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from jaxgen.data.decode import to_unit
-from jaxgen.data.source import Arrays, Dataset, batch_indices, gather
+from jaxgen.data.source import Arrays, Dataset, Spec, batch_indices, gather
 from jaxgen.errors import UserError
 from jaxgen.files import write_atomically
 from jaxgen.networks.conv import Classifier as Network
@@ -159,6 +159,19 @@ def _shifted(image: jax.Array, key: Key) -> jax.Array:
 
 def _no_samples(*args, **controls):
     raise TypeError("a classifier has no samples")
+
+
+def judge_of_copies(config: Any, spec: Spec, load: Callable[[Any], Dataset]) -> Callable[[], Classifier] | None:
+    """What looks for copies among samples in its features, where --features asks for it, of an experiment's data.
+
+    Raises:
+      UserError: the data have no labels.
+    """
+    if not config.evaluate.features:
+        return None
+    if not spec.classes:
+        raise UserError(f"--features: {spec.name} has no labels to train a classifier on: leave it out")
+    return partial(classifier, partial(load, config), spec.digest)
 
 
 def _place(cache: Path | None, *what: int | str) -> Path:

@@ -237,6 +237,9 @@ class ImageEvaluateConfig(EvaluateConfig):
     copies: int | None = field(default=1_000, kw_only=True)
     """Samples whose nearest training images are looked for, and images that are asked whether they were trained on:
     does the model copy? None: it is not asked."""
+    features: bool = field(default=False, kw_only=True)
+    """Look for copies in the features of a classifier too, trained once on the labels: a copy that is moved is near
+    there, and far in pixels."""
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,60 @@
+"""What comparing samples with training images shows."""
+
+from collections import namedtuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments import vae_mnist
+from jaxgen.audit import images_audit
+from jaxgen.data import Spec
+from jaxgen.errors import UserError
+
+
+def test_copies_that_are_moved_are_found_in_features():
+    """Samples are training images, each rolled by another offset: far in pixels, equal in sizes of Fourier terms."""
+    rng = np.random.default_rng(0)
+    train, held_out = ({"image": rng.integers(0, 256, (n, 8, 8, 1), np.uint8)} for n in (200, 100))
+
+    def draw(params, key, n):
+        moved = np.roll(train["image"], (3, 5), axis=(1, 2))
+        return jnp.asarray(moved[:n])
+
+    Judge = namedtuple("Judge", ["name", "apply"])
+    judge = Judge("a network", lambda x: (np.abs(np.fft.fft2(x[..., 0] / 255.0)).reshape(len(x), -1), None))
+
+    def audit(**options):
+        look = images_audit(
+            draw=draw,
+            evaluate=lambda params, batch, key: {"loss": jnp.zeros(len(batch["image"]))},
+            attack="-loss",
+            count=50,
+            **options,
+        )
+        return look({}, train, held_out, jax.random.key(0))
+
+    pixels, both = audit(), audit(judge=lambda: judge)
+    assert pixels.warnings == ()
+    assert pixels.verdict.startswith("no sign of copying")
+    (warning,) = both.warnings
+    assert warning.startswith("the model copies")
+    assert warning.endswith("(in features)")
+    assert both.verdict == f"{pixels.verdict}; {warning}"
+    assert set(both.exhibits) - set(pixels.exhibits) == {
+        "memorization in features",
+        "samples over nearest training images in features",
+    }
+    name = "samples nearer to a training image than 1 % of held-out images are, % (features of a network; 50 samples)"
+    assert both.figures[name].mean == 100
+    assert both.figures.items() >= pixels.figures.items()
+
+
+def test_features_want_labels():
+    config = vae_mnist.Config(
+        evaluate=vae_mnist.EvaluateConfig(features=True), model=vae_mnist.ModelConfig(latents=(2,))
+    )
+    spec = Spec("noise", {"image": ((8, 8, 1), "uint8")}, binarization="dynamic")
+    with pytest.raises(UserError, match="--features: noise has no labels to train a classifier on"):
+        vae_mnist.build(config, spec)
