@@ -91,21 +91,26 @@ def devices_agree(model: Model, batch: Batch) -> None:
 
 
 def mapped_steps_agree(model: Model, batch: Batch) -> None:
-    """With noise that belongs to an example and not to a place, steps under pmap and shard_map equal the plain one."""
+    """With noise that belongs to an example and not to a place, a step under pmap equals the plain one."""
     batch = batch | {"index": jnp.arange(len(next(iter(batch.values()))))}
     model = noise_by_example(model)
     state, metrics = jax.jit(make_step(model))(initial(model, batch), batch)
-    close(jax.device_get((state.params, metrics)), *mapped(model, batch))
+    close(jax.device_get((state.params, metrics)), pmapped(model, batch))
+
+
+def pmapped(model: Model, batch: Batch) -> tuple:
+    """(params, metrics) after one step under pmap."""
+    step, state = make_step(model, axis_name="data"), initial(model, batch)
+    shards = jax.tree.map(lambda x: x.reshape(DEVICES, -1, *x.shape[1:]), batch)
+    replicas, metrics = jax.pmap(step, in_axes=(None, 0), axis_name="data")(state, shards)
+    return jax.device_get(jax.tree.map(lambda x: x[0], (replicas.params, metrics)))
 
 
 def mapped(model: Model, batch: Batch) -> list[tuple]:
-    """(params, metrics) after one step, under pmap and under shard_map."""
+    """The same, and that under shard_map."""
     step, state, mesh = make_step(model, axis_name="data"), initial(model, batch), parallel.make_mesh()
-    shards = jax.tree.map(lambda x: x.reshape(DEVICES, -1, *x.shape[1:]), batch)
-    replicas, metrics = jax.pmap(step, in_axes=(None, 0), axis_name="data")(state, shards)
-    pmapped = jax.tree.map(lambda x: x[0], (replicas.params, metrics))
     sharded, metrics = jax.jit(jax.shard_map(step, mesh=mesh, in_specs=(P(), P("data")), out_specs=P()))(state, batch)
-    return jax.device_get([pmapped, (sharded.params, metrics)])
+    return [pmapped(model, batch), jax.device_get((sharded.params, metrics))]
 
 
 compiled_init = jax.jit(init_state, static_argnums=0)  # once a model

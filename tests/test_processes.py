@@ -150,6 +150,7 @@ def test_stopped_together_and_gone_on_with_by_other_numbers_of_processes(environ
     assert steps == list(range(20, 501, 20))
 
 
+@pytest.mark.slow
 def test_a_stopped_run_of_two_processes_goes_on_bit_for_bit(environment, tmp_path):
     flags = ["--steps", "240", "--run.checkpoint-every", "1000", "--run.sharding", "fsdp"]
     flags += ["--model.hidden", "8", "--model.latents", "4"]
