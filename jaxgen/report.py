@@ -289,16 +289,24 @@ def latent_map(points: np.ndarray, labels: np.ndarray, names: Sequence[str], *, 
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()
 
 
-def structures(smiles: Sequence[str], captions: Sequence[str] = (), *, columns: int = 6, size: int = 180) -> np.ndarray:
-    """Drawings of molecules, each over its caption, row by row -> one picture, uint8 [H, W, 3]."""
+def structures(smiles: Sequence[str], captions: Sequence[str] = (), *, columns: int = 6, size: int = 180) -> Exhibit:
+    """Drawings of molecules, each over its caption, row by row -> one picture, uint8 [H, W, 3].
+
+    Or a text with their SMILES, where the system lacks what RDKit draws with, as servers without a screen do.
+    """
     from PIL import Image
     from rdkit import Chem
-    from rdkit.Chem.Draw import rdMolDraw2D
 
+    captions = list(captions) or [""] * len(smiles)
+    try:
+        from rdkit.Chem.Draw import rdMolDraw2D
+    except ImportError as error:
+        rows = (f"{one}  {caption}".rstrip() for one, caption in zip(smiles, captions, strict=True))
+        return "\n".join([f"no drawings, since RDKit finds not all of its libraries ({error}):", *rows, ""])
     columns = max(1, min(columns, len(smiles)))
     rows = max(1, math.ceil(len(smiles) / columns))
     canvas = rdMolDraw2D.MolDraw2DCairo(columns * size, rows * size, size, size)
-    canvas.DrawMolecules([Chem.MolFromSmiles(one) for one in smiles], legends=list(captions) or [""] * len(smiles))
+    canvas.DrawMolecules([Chem.MolFromSmiles(one) for one in smiles], legends=captions)
     canvas.FinishDrawing()
     return np.array(Image.open(io.BytesIO(canvas.GetDrawingText())).convert("RGB"))
 

@@ -1,9 +1,11 @@
 import base64
 import io
+import sys
 import wave
 from xml.etree import ElementTree
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from jaxgen import report
@@ -95,3 +97,13 @@ def test_names_of_metrics_are_no_formulas():
     svg = report.curves(rows)
     assert svg.count("<!-- cost $\\frac{$ -->") == 1
     assert svg.count("<!-- b/c -->") == 1
+
+
+def test_molecules_are_listed_where_they_cannot_be_drawn(monkeypatch):
+    """RDKit draws with libraries of the system's screen, which many a server lacks."""
+    pytest.importorskip("rdkit")
+    assert report.structures(["CCO", "C"], ["logP 0.0", ""]).dtype == np.uint8
+    monkeypatch.setitem(sys.modules, "rdkit.Chem.Draw", None)
+    first, *rows = report.structures(["CCO", "C"], ["logP 0.0", ""]).splitlines()
+    assert first.startswith("no drawings, since RDKit finds not all of its libraries (")
+    assert rows == ["CCO  logP 0.0", "C"]
