@@ -374,7 +374,7 @@ NAMED = {
         run=flags.RunConfig(log_every=200, evaluate_every=2_000, checkpoint_every=500, chunk=20),
         evaluate=EvaluateConfig(num_samples=10_000),
     ),
-    # For an accelerator, and not yet run.
+    # For an accelerator.
     "zinc250k": Config(
         workdir=Path("runs/zinc250k"),
         steps=20_000,

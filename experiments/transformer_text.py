@@ -224,7 +224,7 @@ def experiment(
 NAMED = {
     # The sizes of nanoGPT's recipes; what it reaches: 1.88 and 1.4697 nats a character.
     "shakespeare_cpu": Config(workdir=Path("runs/shakespeare_cpu"), data=flags.TextDataConfig(strict=True)),
-    # The second learns the text by heart after 1,500 steps, where nanoGPT's 5,000 go on and it keeps the best it had.
+    # The second in fewer steps than nanoGPT's 5,000, which go on to learn the text by heart; it keeps the best of them.
     "shakespeare_char": Config(
         workdir=Path("runs/shakespeare_char"),
         steps=1_500,

@@ -69,10 +69,10 @@ def images_audit(
             for arrays, key in zip((train, held_out), value_keys, strict=True)
         ]
         auc = membership(*(-value if attack.startswith("-") else value for value in values))
-        views = {"pixels,": ("", _flat)}
+        views = [("pixels,", "", _flat)]
         if judge is not None:
             network = judge()
-            views[f"features of {network.name};"] = (" in features", lambda images: network.apply(images)[0])
+            views.append((f"features of {network.name};", " in features", lambda images: network.apply(images)[0]))
         found = [
             _seen(
                 memorization(view(samples), view(images), view(others), drawn=view(drawn)),
@@ -81,7 +81,7 @@ def images_audit(
                 of=f"{of} {count:,} samples",
                 where=where,
             )
-            for of, (where, view) in views.items()
+            for of, where, view in views
         ]
         told = f"membership AUC (by {name}, {size:,} training and {size:,} held-out images)"
         return Audit(

@@ -31,6 +31,7 @@ def check_model(
     sample_has_shape_and_dtype(adam, batch, entry)
     devices_agree(sgd, batch)
     mapped_steps_agree(sgd, batch)
+    mapped_steps_agree_with_jit(sgd, batch)
 
 
 def same_key_same_result(model: Model, step: Callable, batch: Batch) -> None:
@@ -91,26 +92,26 @@ def devices_agree(model: Model, batch: Batch) -> None:
 
 
 def mapped_steps_agree(model: Model, batch: Batch) -> None:
-    """With noise that belongs to an example and not to a place, a step under pmap equals the plain one."""
+    """Under pmap and shard_map every shard draws its own noise, the same under both."""
+    close(*mapped(model, batch))
+
+
+def mapped_steps_agree_with_jit(model: Model, batch: Batch) -> None:
+    """With noise that belongs to an example and not to a place, a mapped step equals the plain one."""
     batch = batch | {"index": jnp.arange(len(next(iter(batch.values()))))}
     model = noise_by_example(model)
     state, metrics = jax.jit(make_step(model))(initial(model, batch), batch)
-    close(jax.device_get((state.params, metrics)), pmapped(model, batch))
-
-
-def pmapped(model: Model, batch: Batch) -> tuple:
-    """(params, metrics) after one step under pmap."""
-    step, state = make_step(model, axis_name="data"), initial(model, batch)
-    shards = jax.tree.map(lambda x: x.reshape(DEVICES, -1, *x.shape[1:]), batch)
-    replicas, metrics = jax.pmap(step, in_axes=(None, 0), axis_name="data")(state, shards)
-    return jax.device_get(jax.tree.map(lambda x: x[0], (replicas.params, metrics)))
+    close(jax.device_get((state.params, metrics)), *mapped(model, batch))
 
 
 def mapped(model: Model, batch: Batch) -> list[tuple]:
-    """The same, and that under shard_map."""
+    """(params, metrics) after one step, under pmap and under shard_map."""
     step, state, mesh = make_step(model, axis_name="data"), initial(model, batch), parallel.make_mesh()
+    shards = jax.tree.map(lambda x: x.reshape(DEVICES, -1, *x.shape[1:]), batch)
+    replicas, metrics = jax.pmap(step, in_axes=(None, 0), axis_name="data")(state, shards)
+    pmapped = jax.tree.map(lambda x: x[0], (replicas.params, metrics))
     sharded, metrics = jax.jit(jax.shard_map(step, mesh=mesh, in_specs=(P(), P("data")), out_specs=P()))(state, batch)
-    return [pmapped(model, batch), jax.device_get((sharded.params, metrics))]
+    return jax.device_get([pmapped, (sharded.params, metrics)])
 
 
 compiled_init = jax.jit(init_state, static_argnums=0)  # once a model

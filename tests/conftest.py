@@ -6,6 +6,7 @@ import tempfile
 
 # These tests spend their time on compiling, and hardly any on running what was compiled: the quicker of XLA's two code
 # generators takes a third of the time, and what one test has compiled, all others are spared.
+# Workers keep the cores busy: code is generated in one piece.
 QUICK = "--xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1"
 QUICK += " --xla_backend_extra_options=xla_cpu_disable_new_fusion_emitters"
 os.environ.setdefault("JAX_PLATFORMS", "cpu")

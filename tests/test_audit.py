@@ -14,7 +14,7 @@ from jaxgen.errors import UserError
 
 
 def test_copies_that_are_moved_are_found_in_features():
-    """Samples are training images, each rolled by another offset: far in pixels, equal in sizes of Fourier terms."""
+    """Samples are training images, rolled: far in pixels, equal in sizes of Fourier terms."""
     rng = np.random.default_rng(0)
     train, held_out = ({"image": rng.integers(0, 256, (n, 8, 8, 1), np.uint8)} for n in (200, 100))
 

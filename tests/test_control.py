@@ -36,9 +36,11 @@ SAMPLES = {
 PATHS = [
     "vae_mnist",
     "vae_mnist conv",
+    "vae_mnist iwae",
     "gan_mnist",
     "gan_toy",
     "vae_audio",
+    "gan_audio",
     "vae_molecules",
 ]
 

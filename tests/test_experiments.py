@@ -208,7 +208,14 @@ def test_bfloat16_is_of_the_arithmetic_and_of_nothing_that_stays(name):
     assert not any(x.dtype == jnp.bfloat16 for x in jax.tree.leaves(jax.eval_shape(step, state, batch)))
 
 
-@pytest.mark.parametrize("name", ["vae_mnist conv", "gan_mnist residual", "pixelcnn_mnist", "transformer_text"])
+QUICK = ("vae_mnist conv", "gan_mnist residual", "pixelcnn_mnist", "transformer_text")  # the others by hand
+SOME = [
+    name if name in QUICK else pytest.param(name, marks=[pytest.mark.slow] + [without] * ("molecules" in name))
+    for name in CONFIGS
+]
+
+
+@pytest.mark.parametrize("name", SOME)
 def test_losses_in_bfloat16_are_nearly_those_in_float32(name):
     config, data = CONFIGS[name], built(name)[0]
     model = module_of(name).build(replace(config, run=replace(config.run, dtype="bfloat16")), data.spec).model
