@@ -1,29 +1,39 @@
-"""How fast the product is, against the least that could be done: python -m experiments.benchmark vae
+"""How fast it is, against the least that could be done and against others: python -m experiments.benchmark vae
 
-Each comparison takes turns within one process, since machines drift; the ratio of each turn is what counts.
+Each comparison takes turns within one process, since machines drift; the ratio of each turn is what counts. With
+`--out experiments/benchmarks.jsonl` it is kept, and `--write` makes the README's table and picture of what was kept.
 
-  vae      training through the real loop (log, checkpoints, next batches) against a bare lax.scan
+  vae      training through the real loop (log, checkpoints, next batches) against a bare lax.scan, and PyTorch
   conv     a convolutional VAE with this project's convolutions against the same with those of lax
-  gan      a DCGAN at 32x32x3 against the same in eager PyTorch (pip install -e '.[benchmark]')
-  gpt      shakespeare_cpu against nanoGPT: steps/s, loss, characters/s (NANOGPT is the folder of its checkout; PyTorch)
+  gan      a DCGAN at 32x32x3 against a bare lax.scan, and eager PyTorch
+  gpt      shakespeare_cpu against a bare lax.scan, and nanoGPT: steps/s, loss, characters/s
+  peak     arithmetic of training steps against products of large matrices
   seeds    ten seeds of a small GAN trained at once against the same ten one after another
   nll      importance-sampled test likelihood against a bare loop over chunks
   cost     the same loop with guard, log and checkpoints against the same without, one by one and together
+  scaling  one run on several forced host devices, or in several processes, against one device: they share the cores
+  start    from the start of a process to its first logged step, compilation cache full against empty
   run      the default run: seconds and memory
-  compile  start of a process with an empty compilation cache against one with a full cache
+
+gan and gpt need PyTorch (pip install -e '.[benchmark]'), gpt nanoGPT too (NANOGPT is the folder of its checkout).
 """
 
+import argparse
+import importlib.util
+import io
 import json
 import os
+import socket
 import subprocess
 import sys
 import tempfile
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -31,7 +41,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments import gan_toy, transformer_text
+from experiments import gan_toy, peers, transformer_text
+from experiments.reproduce import README, between, read
 from jaxgen import log, parallel
 from jaxgen.checkpoint import Checkpoints
 from jaxgen.data import load_images
@@ -39,8 +50,10 @@ from jaxgen.data.decode import from_signed, to_signed, to_uint8, to_unit
 from jaxgen.data.source import batch_indices, gather
 from jaxgen.data.vocabulary import vocabulary
 from jaxgen.distributions import bernoulli
+from jaxgen.errors import UserError
 from jaxgen.evaluate import importance_weighted_nll
 from jaxgen.experiment import initializer
+from jaxgen.folder import device, versions
 from jaxgen.guard import Guard
 from jaxgen.models.gan import gan, non_saturating
 from jaxgen.models.vae import vae
@@ -49,6 +62,13 @@ from jaxgen.networks.mlp import MLP
 from jaxgen.run import chunk
 from jaxgen.step import init_state, make_step, over_seeds, scan_steps
 from jaxgen.train import Hook, Progress, train
+
+RESULTS = Path(__file__).with_name("benchmarks.jsonl")
+PICTURE = Path(__file__).with_name("benchmarks.svg")
+BEGIN, END = "<!-- benchmarks: python -m experiments.benchmark --write -->\n", "<!-- end of benchmarks -->\n"
+
+Rates = dict[str, list[float]]  # turn by turn, of what is compared; the first is ours
+Comparisons = Iterator[tuple[str, str, Rates]]  # what is done, the unit, its rates
 
 CHUNK = 50
 
@@ -74,7 +94,7 @@ def bare_dense(params, x):
     return x @ params["kernel"] + params["bias"]
 
 
-def benchmark_vae(turns: int = 7, steps: int = 1000, batch_size: int = 128) -> dict:
+def benchmark_vae(turns: int = 7, steps: int = 1000, batch_size: int = 128) -> Comparisons:
     """784-400-20-400-784, Adam, float32, intensities as targets as in pytorch/examples."""
     arrays = load_images("mnist_5k").train
     model, state = ready_to_train(arrays)
@@ -111,18 +131,22 @@ def benchmark_vae(turns: int = 7, steps: int = 1000, batch_size: int = 128) -> d
             carry, value = bare_steps(carry, rows)
         value.block_until_ready()
 
+    tasks = {"bare scan": bare}
+    if importlib.util.find_spec("torch"):
+        tasks["eager PyTorch"] = peers.torch_vae(np.asarray(images), steps, batch_size)
     with tempfile.TemporaryDirectory() as folder:
         real = real_loop(Path(folder), model, state, arrays, steps=steps, batch_size=batch_size, logs=True, saves=True)
-        return take_turns({"real loop": real, "bare scan": bare}, turns, steps * batch_size)
+        rates = take_turns({"real loop": real, **tasks}, turns, steps * batch_size)
+    yield "training a VAE 784-400-20-400-784, batch 128", "images/s", rates
 
 
-def benchmark_cost(turns: int = 7, steps: int = 500, batch_size: int = 128) -> dict:
-    """784-400-20-400-784 as above; a log line every 100 steps, a checkpoint at the end of each turn."""
+def benchmark_cost(turns: int = 7, steps: int = 500, batch_size: int = 128) -> Comparisons:
+    """784-400-20-400-784 as above; each turn ends with a checkpoint."""
     parts = {
-        "all of them": ("guarded", "logs", "saves"),
+        "guard, log and checkpoints": ["guarded", "logs", "saves"],
         "guard": ["guarded"],
-        "log": ["logs"],
-        "checkpoints": ["saves"],
+        "a log line every 100 steps": ["logs"],
+        "a checkpoint every 500 steps": ["saves"],
     }
     arrays = load_images("mnist_5k").train
     with tempfile.TemporaryDirectory() as folder:
@@ -133,7 +157,10 @@ def benchmark_cost(turns: int = 7, steps: int = 500, batch_size: int = 128) -> d
             tasks[name] = real_loop(
                 Path(folder, name), model, state, arrays, steps=steps, batch_size=batch_size, **chosen
             )
-        return take_turns(tasks, turns, steps * batch_size)
+        rates = take_turns(tasks, turns, steps * batch_size)
+    none = rates.pop("none")
+    for name, values in rates.items():
+        yield f"the same with {name}", "images/s", {"real loop": values, "with none": none}
 
 
 def ready_to_train(arrays) -> tuple:
@@ -168,7 +195,9 @@ def real_loop(
         nonlocal state
         stop = int(state.step) + steps
         hooks = [Hook(1000, checkpoints.save)] if saves else []
-        state = train(state, compiled, batches, stop=stop, chunk=CHUNK, hooks=hooks, on_progress=on_progress)
+        state = train(
+            state, compiled, batches, stop=stop, chunk=min(CHUNK, steps), hooks=hooks, on_progress=on_progress
+        )
         jax.block_until_ready(state)
         checkpoints.wait()
         return state
@@ -176,8 +205,25 @@ def real_loop(
     return run
 
 
-def benchmark_conv(turns: int = 5, steps: int = 20, batch_size: int = 64) -> dict:
-    """Convolutional VAE: two halvings, two doublings, batch 64, in one process and in the better form of each."""
+def bare_scan(model, arrays, *, steps: int, batch_size: int) -> tuple[Callable[[], None], float]:
+    """A function that trains so many steps on batches that lie on the device, and the operations of one step."""
+    rows = batch_indices(len(next(iter(arrays.values()))), batch_size, seed=0, start=0, stop=steps)
+    batches = jax.tree.map(jnp.asarray, gather(arrays, rows))
+    first, step = {name: x[0] for name, x in batches.items()}, make_step(model)
+    state = init_state(model, jax.random.key(0), first)
+    operations = jax.jit(step).lower(state, first).cost_analysis()["flops"]
+    compiled = jax.jit(scan_steps(step), donate_argnums=0)
+
+    def run() -> None:
+        nonlocal state
+        state, metrics = compiled(state, batches)
+        jax.block_until_ready(metrics)
+
+    return run, operations
+
+
+def benchmark_conv(turns: int = 5, steps: int = 20, batch_size: int = 64) -> Comparisons:
+    """Two halvings, two doublings; lax in the better form of each."""
 
     class Lax(nn.Module):
         """The same layer, from flax."""
@@ -229,19 +275,13 @@ def benchmark_conv(turns: int = 5, steps: int = 20, batch_size: int = 64) -> dic
         return run
 
     ours, lax = make(convolution.Conv, convolution.ConvTranspose), make(LaxConv, LaxConvTranspose)
-    return take_turns(
-        {"ours": scanned(*ours), "lax, a call per step": stepwise(*lax), "lax, scan": scanned(*lax)},
-        turns,
-        steps * batch_size,
-    )
+    tasks = {"ours": scanned(*ours), "lax, a call per step": stepwise(*lax), "lax, scan": scanned(*lax)}
+    yield "training a convolutional VAE, batch 64", "images/s", take_turns(tasks, turns, steps * batch_size)
 
 
-def benchmark_gan(turns: int = 5, steps: int = 10, batch_size: int = 64) -> dict:
-    """DCGAN at 32x32x3, batch 64, G of 1.1 and D of 0.7 million parameters, images/s."""
-    images = np.repeat(load_images("mnist_5k", image_size=32).train["image"][: steps * batch_size], 3, axis=-1)
-    images = images.reshape(steps, batch_size, 32, 32, 3)
-    in_torch, eager = torch_dcgan(np.asarray(to_signed(images)))
-    model = gan(
+def deep_gan():
+    """DCGAN at 32x32x3, G of 1.1 and D of 0.7 million parameters."""
+    return gan(
         generator=dcgan.Generator((32, 32, 3), width=64),
         discriminator=dcgan.Discriminator(width=64),
         latents=100,
@@ -251,82 +291,36 @@ def benchmark_gan(turns: int = 5, steps: int = 10, batch_size: int = 64) -> dict
         generator_optimizer=optax.adam(2e-4, b1=0.5),
         discriminator_optimizer=optax.adam(2e-4, b1=0.5),
     )
-    batches = {"image": jnp.asarray(images)}
-    state = init_state(model, jax.random.key(0), {"image": images[0]})
+
+
+def colours(count: int) -> dict[str, np.ndarray]:
+    """Digits in the format of CIFAR-10."""
+    return {"image": np.repeat(load_images("mnist_5k", image_size=32).train["image"][:count], 3, axis=-1)}
+
+
+def benchmark_gan(turns: int = 5, steps: int = 10, batch_size: int = 64) -> Comparisons:
+    """The same networks in PyTorch."""
+    model, arrays = deep_gan(), colours(steps * batch_size)
+    batches = to_signed(arrays["image"]).reshape(steps, batch_size, 32, 32, 3)
+    in_torch, eager = peers.torch_dcgan(np.asarray(batches))
+    state = init_state(model, jax.random.key(0), {"image": arrays["image"][:batch_size]})
     in_ours = {name: sum(x.size for x in jax.tree.leaves(state.params[name])) for name in in_torch}
     assert in_ours == in_torch, f"not the same networks: {in_ours} parameters here, {in_torch} in PyTorch"
-    compiled = jax.jit(scan_steps(make_step(model)), donate_argnums=0)
-
-    def ours() -> None:
-        nonlocal state
-        state, metrics = compiled(state, batches)
-        jax.block_until_ready(metrics)
-
-    return take_turns({"ours": ours, "eager PyTorch": eager}, turns, steps * batch_size)
+    bare, _ = bare_scan(model, arrays, steps=steps, batch_size=batch_size)
+    with tempfile.TemporaryDirectory() as folder:
+        real = real_loop(Path(folder), model, state, arrays, steps=steps, batch_size=batch_size, logs=True)
+        tasks = {"real loop": real, "bare scan": bare, "eager PyTorch": eager}
+        rates = take_turns(tasks, turns, steps * batch_size)
+    yield "training a DCGAN at 32x32x3, batch 64", "images/s", rates
 
 
-def torch_dcgan(batches: np.ndarray) -> tuple[dict[str, int], Callable[[], None]]:
-    """The same in PyTorch: parameters of each network, and a function that trains on each of [K, B, H, W, C]."""
-    torch = pytorch()
-    from torch import nn as layers
-    from torch.nn.functional import softplus
-
-    def up(i: int, o: int) -> list:
-        return [layers.BatchNorm2d(i), layers.ReLU(inplace=True), layers.ConvTranspose2d(i, o, 4, 2, 1)]
-
-    def down(i: int, o: int) -> list:
-        return [layers.Conv2d(i, o, 4, 2, 1), layers.BatchNorm2d(o), layers.LeakyReLU(0.2, inplace=True)]
-
-    start, first = [layers.Linear(100, 4096), layers.Unflatten(1, (256, 4, 4))], down(3, 64)
-    generator = layers.Sequential(*start, *up(256, 128), *up(128, 64), *up(64, 3), layers.Tanh())
-    del first[1]  # no normalisation before the first activation
-    end = [layers.Flatten(), layers.Linear(4096, 1)]
-    discriminator = layers.Sequential(*first, *down(64, 128), *down(128, 256), *end)
-    networks = {"generator": generator, "discriminator": discriminator}
-    g_optimizer, d_optimizer = (
-        torch.optim.Adam(network.parameters(), lr=2e-4, betas=(0.5, 0.999)) for network in networks.values()
-    )
-    images = torch.tensor(batches).permute(0, 1, 4, 2, 3).contiguous()
-
-    def run() -> None:
-        # Equal work: as in ours, each player has noise of its own, so that G runs forward twice a step, and neither
-        # computes gradients for the other. The usual loop saves the one and wastes the other.
-        for real in images:
-            with torch.no_grad():
-                fake = generator(torch.randn(len(real), 100))
-            d_optimizer.zero_grad()
-            (softplus(-discriminator(real)).mean() + softplus(discriminator(fake)).mean()).backward()
-            d_optimizer.step()
-            discriminator.requires_grad_(False)
-            g_optimizer.zero_grad()
-            softplus(-discriminator(generator(torch.randn(len(real), 100)))).mean().backward()
-            g_optimizer.step()
-            discriminator.requires_grad_(True)
-
-    return {name: sum(p.numel() for p in network.parameters()) for name, network in networks.items()}, run
-
-
-def pytorch():
-    """PyTorch, with as many threads as XLA takes.
-
-    They wait for each other by spinning, four times slower where other work shares the cores: measure on an idle
-    machine, or with OMP_WAIT_POLICY=passive.
-    """
-    try:
-        import torch
-    except ModuleNotFoundError:
-        sys.exit("this comparison needs PyTorch: pip install -e '.[benchmark]'")
-    torch.set_num_threads(len(os.sched_getaffinity(0)))
-    return torch
-
-
-def benchmark_gpt(turns: int = 19, steps: int = 100) -> dict:
-    """shakespeare_cpu, trained to the end in 20 turns, against nanoGPT as it stands: training steps/s."""
+def benchmark_gpt(turns: int = 19, steps: int = 100) -> Comparisons:
+    """Trained to the end in 20 turns, beside nanoGPT as it stands."""
     config = transformer_text.NAMED["shakespeare_cpu"]
     data = transformer_text.load(config)
     experiment, batch = transformer_text.build(config, data.spec), {"tokens": data.train["tokens"][:1]}
     model, context, batch_size = experiment.model, config.model.context, config.batch_size
-    reference, torch = nanogpt(config, vocabulary(data.vocabulary).size)
+    reference, torch = peers.nanogpt(config.model, vocabulary(data.vocabulary).size)
     optimizer = reference.configure_optimizers(0.1, 1e-3, (0.9, 0.99), "cpu")
     text = torch.tensor(np.concatenate([data.train["tokens"][:, 0], data.train["tokens"][-1, 1:]]).astype(np.int64))
     done = 0
@@ -358,7 +352,9 @@ def benchmark_gpt(turns: int = 19, steps: int = 100) -> dict:
             nonlocal params
             params = ours().params
 
-        rates = take_turns({"ours": train_ours, "nanoGPT": train_reference}, turns, steps)
+        bare, _ = bare_scan(model, data.train, steps=steps, batch_size=batch_size)
+        tasks = {"real loop": train_ours, "bare scan": bare, "nanoGPT": train_reference}
+        yield "training shakespeare_cpu", "steps/s", take_turns(tasks, turns, steps)
 
     windows, lengths = torch.tensor(data.test["tokens"].astype(np.int64)), data.test["length"]
     reference.eval()
@@ -383,26 +379,30 @@ def benchmark_gpt(turns: int = 19, steps: int = 100) -> dict:
             3 if length > 64 else 9,
             rows * (length - prompt),
         )
-        show(f"characters/s {name} the context, {rows} at once", speeds)
-    return rates
+        yield f"text {name} the context, {rows} at once", "characters/s", speeds
 
 
-def nanogpt(config: transformer_text.Config, size: int) -> tuple:
-    """Its model of the same sizes, and PyTorch."""
-    torch = pytorch()
-    try:
-        sys.path.insert(0, str(Path(os.environ["NANOGPT"]).expanduser()))
-        from model import GPT, GPTConfig
-    except (ImportError, KeyError):
-        sys.exit("the comparison gpt needs nanoGPT: NANOGPT=the folder of its checkout")
-    torch.manual_seed(1337)
-    options = config.model
-    sizes = {"n_layer": options.layers, "n_head": options.heads, "n_embd": options.width}
-    return GPT(GPTConfig(options.context, size, **sizes, dropout=0.0, bias=False)), torch
+def benchmark_peak(turns: int = 9, size: int = 2048) -> Comparisons:
+    """How much of the arithmetic that the machine can do is done, as XLA counts it."""
+    digits, config = load_images("mnist_5k").train, transformer_text.NAMED["shakespeare_cpu"]
+    text = transformer_text.load(config)
+    transformer = transformer_text.build(config, text.spec).model
+    steps = {
+        "VAE 784-400-20-400-784, batch 128": bare_scan(mlp_vae((400,), 20), digits, steps=500, batch_size=128),
+        "DCGAN at 32x32x3, batch 64": bare_scan(deep_gan(), colours(640), steps=3, batch_size=64),
+        "Transformer shakespeare_cpu": bare_scan(transformer, text.train, steps=20, batch_size=config.batch_size),
+    }
+    work = {name: operations * n for (name, (_, operations)), n in zip(steps.items(), (500, 3, 20), strict=True)}
+    x, product = jax.random.normal(jax.random.key(0), (size, size)), jax.jit(jnp.matmul)
+    tasks = {"product": lambda: product(x, x).block_until_ready()} | {name: run for name, (run, _) in steps.items()}
+    rates = take_turns(tasks, turns, {"product": 2.0 * size**3} | work)
+    peak = rates.pop("product")
+    for name, values in rates.items():
+        yield f"arithmetic of a step of {name}", "operations/s", {"bare scan": values, f"product of {size}²": peak}
 
 
-def benchmark_seeds(turns: int = 5, steps: int = 100, seeds: int = 10) -> dict:
-    """Ten seeds of the default GAN of points, seed-steps/s."""
+def benchmark_seeds(turns: int = 5, steps: int = 100, seeds: int = 10) -> Comparisons:
+    """The default GAN of points."""
     config = gan_toy.Config(seeds=seeds)
     data, singles = gan_toy.load(config), [replace(config, seed=seed, seeds=1) for seed in range(seeds)]
     model = gan_toy.build(config, data.spec).model
@@ -426,11 +426,12 @@ def benchmark_seeds(turns: int = 5, steps: int = 100, seeds: int = 10) -> dict:
         return run
 
     at_once, in_turn = trained(over_seeds(step), [start(config)]), trained(step, [start(one) for one in singles])
-    return take_turns({"at once": at_once, "one after another": in_turn}, turns, seeds * steps)
+    rates = take_turns({"at once": at_once, "one after another": in_turn}, turns, seeds * steps)
+    yield f"training {seeds} seeds of gan_toy", "steps/s", rates
 
 
-def benchmark_nll(turns: int = 3, images: int = 100, num_samples: int = 5000) -> dict:
-    """784-200-200-50, samples/s of the importance-weighted bound; the bare loop takes an image a chunk."""
+def benchmark_nll(turns: int = 3, images: int = 100, num_samples: int = 5000) -> Comparisons:
+    """The bare loop takes an image a chunk."""
     model = mlp_vae((200, 200), 50, nn.tanh)
     arrays = load_images("mnist_5k", binarization="fixed").test
     params = model.init(jax.random.key(0), arrays)
@@ -455,45 +456,60 @@ def benchmark_nll(turns: int = 3, images: int = 100, num_samples: int = 5000) ->
         np.asarray([bare_chunk(params["vae"], x[i], keys[i]) for i in range(images)])
 
     measure = importance_weighted_nll(model.observe, model.log_weights, num_samples=num_samples)
-    return take_turns(
-        {"ours": lambda: measure(params, arrays, jax.random.key(0)), "bare loop": bare}, turns, images * num_samples
-    )
+    tasks = {"ours": lambda: measure(params, arrays, jax.random.key(0)), "bare loop": bare}
+    rates = take_turns(tasks, turns, images * num_samples)
+    yield f"test NLL of 784-200-200-50, {num_samples:,} samples an image", "samples/s", rates
 
 
-def benchmark_compile(turns: int = 3) -> dict:
-    """Seconds from the first call of the compiled steps to their first result, in a fresh process each time."""
-    program = (
-        "import time, jax, numpy as np\n"
-        "from functools import partial\n"
-        "from jaxgen import parallel, run\n"
-        "from jaxgen.step import init_state, make_step\n"
-        "from experiments.benchmark import mlp_vae\n"
-        "run.cache_compilations()\n"
-        "model, mesh = mlp_vae((400,), 20), parallel.make_mesh()\n"
-        "batch = {'image': np.zeros((50, 128, 28, 28, 1), np.uint8)}\n"
-        "start = time.perf_counter()\n"
-        "init, one = partial(init_state, model), {'image': batch['image'][0]}\n"
-        "template = parallel.sharded(jax.eval_shape(init, jax.random.key(0), one), mesh)\n"
-        "state = parallel.compile_init(init, template)(jax.random.key(0), one)\n"
-        "steps = parallel.compile_steps(partial(make_step, model), template, mesh)\n"
-        "steps.lower(state, parallel.put_chunk(batch, mesh)).compile()\n"
-        "print(time.perf_counter() - start)\n"
-    )
-    seconds = {"first start": [], "second start": []}
+def benchmark_scaling(turns: int = 3) -> Comparisons:
+    """The batch is the same; on a CPU, one device has all cores already."""
+    from jaxgen.log import read as rows_of
+
+    arrangements = {"1 device": (1, 1), "2 devices": (1, 2), "4 devices": (1, 4)}
+    arrangements |= {"2 processes": (2, 1), "4 processes": (4, 1)}
+    rates: Rates = {name: [] for name in arrangements}
+    for _ in range(turns):
+        for name, (processes, devices) in arrangements.items():
+            with tempfile.TemporaryDirectory() as folder, socket.socket() as free:
+                free.bind(("127.0.0.1", 0))
+                joined = ["--run.coordinator", f"127.0.0.1:{free.getsockname()[1]}", "--run.num-processes"]
+                flags = ["--data.name", "mnist_5k", "--batch-size", "512", "--steps", "1000", "--run.log-every", "100"]
+                flags += ["--evaluate.nll-samples", "1", "--evaluate.copies", "None"]
+                free.close()
+                running = []
+                for i in range(processes):
+                    command = [sys.executable, "-m", "experiments.vae_mnist", "--workdir", f"{folder}/run", *flags]
+                    command += [*joined, str(processes), "--run.process-id", str(i)] if processes > 1 else []
+                    environment = os.environ | {"JAX_NUM_CPU_DEVICES": str(devices)}
+                    running.append(subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL))
+                statuses = [process.wait() for process in running]
+                assert not any(statuses), "a run failed"
+                seen = [row["train/images per second"] for row in rows_of(Path(folder, "run")) if len(row) == 2]
+                rates[name].append(float(np.median(seen[1:])))
+    one = rates.pop("1 device")
+    for name, values in rates.items():
+        yield f"training vae_mnist, batch 512, {name}", "images/s", {"real loop": values, "1 device": one}
+
+
+def benchmark_start(turns: int = 3) -> Comparisons:
+    """A fresh process each time."""
+    seconds: Rates = {"cache full": [], "cache empty": []}
     for _ in range(turns):
         with tempfile.TemporaryDirectory() as folder:
-            for name in seconds:
-                environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": folder}
-                output = subprocess.run(
-                    [sys.executable, "-c", program], env=environment, check=True, capture_output=True, text=True
-                )
-                seconds[name].append(float(output.stdout))
-    return seconds
+            for name in reversed(seconds):
+                command = [sys.executable, "-m", "experiments.vae_mnist", "--workdir", f"{folder}/{name}"]
+                command += ["--data.name", "mnist_5k", "--run.log-every", "50"]
+                environment, start = os.environ | {"XDG_CACHE_HOME": folder}, time.perf_counter()
+                with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
+                    next(line for line in process.stdout if line.startswith("step "))
+                    seconds[name].append(time.perf_counter() - start)
+                    process.kill()
+    yield "vae_mnist, from typing to the first logged step", "s", seconds
 
 
-def benchmark_run(turns: int = 1) -> dict:
-    """The default run, offline, from typing to its last line: seconds, and peak memory in MB."""
-    figures = {"seconds": [], "peak MB": []}
+def benchmark_run(turns: int = 1) -> Comparisons:
+    """Offline, with empty caches."""
+    seconds, memory = [], []
     for _ in range(turns):
         with tempfile.TemporaryDirectory() as folder:
             command = [sys.executable, "-m", "experiments.vae_mnist", "--workdir", f"{folder}/run"]
@@ -502,45 +518,127 @@ def benchmark_run(turns: int = 1) -> dict:
             process = subprocess.Popen(command, env=os.environ | {"XDG_CACHE_HOME": folder}, stdout=subprocess.DEVNULL)
             _, status, usage = os.wait4(process.pid, 0)
             assert status == 0, "the run failed"
-            figures["seconds"].append(time.perf_counter() - start)
-            figures["peak MB"].append(usage.ru_maxrss / 1024)
-    return figures
+            seconds.append(time.perf_counter() - start)
+            memory.append(usage.ru_maxrss / 1024)
+    yield "vae_mnist, from typing to its last line", "s", {"the default run": seconds}
+    yield "its peak of memory", "MB", {"the default run": memory}
 
 
-def take_turns(tasks: dict[str, Callable[[], None]], turns: int, work: int) -> dict:
+def take_turns(tasks: dict[str, Callable[[], None]], turns: int, work: float | dict[str, float]) -> Rates:
     """Units of work per second of each task, turn by turn, after one turn to warm up; another begins each time."""
-    rates: dict[str, list[float]] = {name: [] for name in tasks}
+    rates: Rates = {name: [] for name in tasks}
     names = deque(tasks)
     for turn in range(turns + 1):
         for name in names:
             start = time.perf_counter()
             tasks[name]()
             if turn:
-                rates[name].append(work / (time.perf_counter() - start))
+                rates[name].append((work[name] if isinstance(work, dict) else work) / (time.perf_counter() - start))
         names.rotate(1)
     return rates
 
 
-def main(names: list[str]) -> None:
-    known = {name.removeprefix("benchmark_"): f for name, f in globals().items() if name.startswith("benchmark_")}
-    if not names or set(names) - set(known):
-        sys.exit(__doc__)
-    for name in names:
-        rates = known[name]()
-        show(f"{name}: {known[name].__doc__.splitlines()[0]}", rates)
-        print(json.dumps({name: rates}))
+# What is shown --------------------------------------------------------------------------------------------------------
 
 
-def show(title: str, rates: dict[str, list[float]]) -> None:
+def compared(rates: Rates) -> Iterator[tuple[str, float, float, tuple[float, float, float]]]:
+    """What ours is compared with, the medians of both, and least, median and greatest of the ratios of the turns."""
+    first, *others = rates.values()
+    for name, values in zip(list(rates)[1:], others, strict=True):
+        low, middle, high = map(float, np.quantile(np.array(first) / np.array(values), [0, 0.5, 1]))
+        yield name, float(np.median(first)), float(np.median(values)), (low, middle, high)
+
+
+def table(results: list[dict[str, Any]]) -> str:
+    """Markdown: the newest result of each comparison."""
+    newest = {result["what"]: result for result in results}
+    lines = ["| what | unit | ours | beside it | ratio (least to greatest) |", "| --- | --- | --- | --- | --- |"]
+    for what, result in newest.items():
+        rates = result["rates"]
+        ours = f"{next(iter(rates))}: {_short(float(np.median(next(iter(rates.values())))))}"
+        for name, _, value, (low, middle, high) in compared(rates):
+            ratio = f"{middle:.2f} ({low:.2f} to {high:.2f})"
+            lines.append(f"| {what} | {result['unit']} | {ours} | {name}: {_short(value)} | {ratio} |")
+        if len(rates) == 1:
+            lines.append(f"| {what} | {result['unit']} | {ours} |  |  |")
+    return "\n".join(lines) + "\n"
+
+
+def _short(value: float) -> str:
+    """Three digits: 42,600, 0.54, 107 billion."""
+    if value >= 1e9:
+        return f"{_short(value / 1e9)} billion"
+    return f"{value:,.{max(0, 2 - int(np.floor(np.log10(value))))}f}" if value < 1000 else f"{round(value, -2):,.0f}"
+
+
+def picture(results: list[dict[str, Any]]) -> str:
+    """SVG: the ratio of each comparison of rates, and the line where both are as fast."""
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    newest = {result["what"]: result for result in results if result["unit"].endswith("/s")}
+    bars = [
+        (f"{what}, against {name}", ratio)
+        for what, result in newest.items()
+        for name, _, _, ratio in compared(result["rates"])
+    ][::-1]
+    figure = Figure(figsize=(9, 0.26 * len(bars) + 0.6), layout="constrained")
+    axes = figure.add_subplot()
+    for y, (_, (low, middle, high)) in enumerate(bars):
+        axes.barh(y, middle, color="C0" if middle >= 1 else "C1", height=0.6)
+        axes.plot([low, high], [y, y], color="black", linewidth=1)
+    axes.axvline(1, color="grey", linewidth=0.8)
+    axes.set_xscale("log")
+    axes.set_yticks(range(len(bars)), [label for label, _ in bars], fontsize=8)
+    axes.set_xlabel("times as fast (median; the line from least to greatest)", fontsize=8)
+    axes.spines[["top", "right"]].set_visible(False)
+    svg = io.StringIO()
+    with rc_context({"svg.hashsalt": "jaxgen"}):  # the same file from the same numbers
+        figure.savefig(svg, format="svg", metadata={"Date": None})
+    return svg.getvalue()
+
+
+def show(what: str, unit: str, rates: Rates) -> None:
     """The first against each other one, turn by turn."""
-    print(f"\n{title}")
-    (reference, first), *others = rates.items()
-    print(f"  {reference:<22} {np.median(first):12,.2f}")
-    for other, values in others:
-        ratio = np.array(first) / np.array(values)
-        low, middle, high = np.quantile(ratio, [0, 0.5, 1])
-        print(f"  {other:<22} {np.median(values):12,.2f}   {reference} / this: {middle:.2f} ({low:.2f} to {high:.2f})")
+    name, first = next(iter(rates.items()))
+    print(f"\n{what}, {unit}\n  {name:<22} {np.median(first):16,.2f}")
+    for other, _, value, (low, middle, high) in compared(rates):
+        print(f"  {other:<22} {value:16,.2f}   {name} / this: {middle:.2f} ({low:.2f} to {high:.2f})", flush=True)
+
+
+def main(args: list[str]) -> None:
+    """Compares what `args` name, and shows it; with `--out` keeps it, with `--write` shows in the README what was kept.
+
+    Raises:
+      UserError: there is no such comparison.
+    """
+    known = {name.removeprefix("benchmark_"): f for name, f in globals().items() if name.startswith("benchmark_")}
+    about, _, rest = (__doc__ or "").partition("\n\n")
+    parser = argparse.ArgumentParser("python -m experiments.benchmark", description=about, epilog=rest)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"some of {', '.join(known)}")
+    parser.add_argument("--out", type=Path, help="a file to append what is measured to, as lines of JSON")
+    parser.add_argument("--write", action="store_true", help="the README's table and picture anew")
+    options = parser.parse_args(args)
+    if not options.names and not options.write:
+        parser.print_help()
+    for name in set(options.names) - set(known):
+        raise UserError(f"no comparison {name!r}: expected some of {', '.join(known)}")
+    for name in options.names:
+        for what, unit, rates in known[name]():
+            show(what, unit, rates)
+            if options.out:
+                short = {of: [float(f"{value:.5g}") for value in values] for of, values in rates.items()}
+                where = {"device": device(), "cores": len(os.sched_getaffinity(0)), "versions": versions()}
+                with options.out.open("a") as file:
+                    file.write(json.dumps({"name": name, "what": what, "unit": unit, "rates": short} | where) + "\n")
+    if options.write:
+        README.write_text(between(README.read_text(), BEGIN, END, table(read(RESULTS))))
+        PICTURE.write_text(picture(read(RESULTS)))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    from jaxgen.run import errors_in_one_line
+
+    with errors_in_one_line():
+        main(sys.argv[1:])

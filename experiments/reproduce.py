@@ -283,11 +283,16 @@ def read(path: Path | None = None) -> list[dict[str, Any]]:
 
 def written(readme: str, results: list[dict[str, Any]]) -> str:
     """The README with the table of these results."""
-    before, _, rest = readme.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not end:
-        raise UserError(f"{README} has no place for the table: expected the lines {BEGIN.strip()} and {END.strip()}")
-    return before + BEGIN + table(results) + END + after
+    return between(readme, BEGIN, END, table(results))
+
+
+def between(readme: str, begin: str, end: str, text: str) -> str:
+    """The README with a text between two of its lines."""
+    before, _, rest = readme.partition(begin)
+    _, found, after = rest.partition(end)
+    if not found:
+        raise UserError(f"{README} has no place for the table: expected the lines {begin.strip()} and {end.strip()}")
+    return before + begin + text + end + after
 
 
 def main(args: list[str]) -> None:

@@ -374,6 +374,16 @@ NAMED = {
         run=flags.RunConfig(log_every=200, evaluate_every=2_000, checkpoint_every=500, chunk=20),
         evaluate=EvaluateConfig(num_samples=10_000),
     ),
+    # For an hour and a half on two CPU cores.
+    "zinc250k_cpu": Config(
+        workdir=Path("runs/zinc250k_cpu"),
+        steps=16_000,
+        data=flags.MoleculeDataConfig("zinc250k", strict=True, longest=60),
+        model=ModelConfig(width=192),
+        optimizer=replace(Config().optimizer, warmup_steps=200),
+        run=flags.RunConfig(log_every=200, evaluate_every=4_000, checkpoint_every=500, chunk=20),
+        evaluate=EvaluateConfig(num_samples=10_000, num_conditions=2_000),
+    ),
     # For an accelerator.
     "zinc250k": Config(
         workdir=Path("runs/zinc250k"),

@@ -80,9 +80,7 @@ def devices_agree(model: Model, batch: Batch) -> None:
     chunk = jax.tree.map(lambda x: jnp.stack([x] * 3), batch)
     results = []
     for count in (1, DEVICES):
-        mesh = jax.make_mesh(
-            (count,), ("data",), axis_types=(jax.sharding.AxisType.Auto,), devices=jax.devices()[:count]
-        )
+        mesh = mesh_of(count)
         template = parallel.sharded(jax.eval_shape(lambda: initial(model, batch)), mesh)
         state = parallel.compile_init(partial(init_state, model), template)(jax.random.key(0), batch)
         steps = parallel.compile_steps(partial(make_step, model), template, mesh)
@@ -93,25 +91,31 @@ def devices_agree(model: Model, batch: Batch) -> None:
 
 def mapped_steps_agree(model: Model, batch: Batch) -> None:
     """Under pmap and shard_map every shard draws its own noise, the same under both."""
-    close(*mapped(model, batch))
+    close(*mapped(model, initial(model, batch), batch))
 
 
 def mapped_steps_agree_with_jit(model: Model, batch: Batch) -> None:
     """With noise that belongs to an example and not to a place, a mapped step equals the plain one."""
+    start, model = initial(model, batch), noise_by_example(model)
     batch = batch | {"index": jnp.arange(len(next(iter(batch.values()))))}
-    model = noise_by_example(model)
-    state, metrics = jax.jit(make_step(model))(initial(model, batch), batch)
-    close(jax.device_get((state.params, metrics)), *mapped(model, batch))
+    state, metrics = jax.jit(make_step(model))(start, batch)
+    close(jax.device_get((state.params, metrics)), *mapped(model, start, batch))
 
 
-def mapped(model: Model, batch: Batch) -> list[tuple]:
+def mapped(model: Model, state: TrainState, batch: Batch) -> list[tuple]:
     """(params, metrics) after one step, under pmap and under shard_map."""
-    step, state, mesh = make_step(model, axis_name="data"), initial(model, batch), parallel.make_mesh()
+    step, mesh = make_step(model, axis_name="data"), mesh_of(DEVICES)
     shards = jax.tree.map(lambda x: x.reshape(DEVICES, -1, *x.shape[1:]), batch)
     replicas, metrics = jax.pmap(step, in_axes=(None, 0), axis_name="data")(state, shards)
     pmapped = jax.tree.map(lambda x: x[0], (replicas.params, metrics))
     sharded, metrics = jax.jit(jax.shard_map(step, mesh=mesh, in_specs=(P(), P("data")), out_specs=P()))(state, batch)
     return jax.device_get([pmapped, (sharded.params, metrics)])
+
+
+def mesh_of(count: int) -> jax.sharding.Mesh:
+    """The first devices along one axis, `data`."""
+    axis = jax.sharding.AxisType.Auto
+    return jax.make_mesh((count,), ("data",), axis_types=(axis,), devices=jax.devices()[:count])
 
 
 compiled_init = jax.jit(init_state, static_argnums=0)  # once a model

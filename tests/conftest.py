@@ -6,19 +6,32 @@ import tempfile
 
 # These tests spend their time on compiling, and hardly any on running what was compiled: the quicker of XLA's two code
 # generators takes a third of the time, and what one test has compiled, all others are spared.
-# Workers keep the cores busy: code is generated in one piece.
+# Workers keep the cores busy: code is generated in one piece. A cache of your own, named by JAX_COMPILATION_CACHE_DIR,
+# spares it the next time too.
 QUICK = "--xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1"
 QUICK += " --xla_backend_extra_options=xla_cpu_disable_new_fusion_emitters"
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {QUICK}"
-compiled = None if "PYTEST_XDIST_WORKER" in os.environ else tempfile.mkdtemp(prefix="jaxgen-tests-")
-if compiled:
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = compiled
-    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
+compiled = None
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # else the caller's, or of a worker the first process's
+    compiled = os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="jaxgen-tests-")
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
 import jax  # noqa: E402
+import pytest  # noqa: E402
+from conformance import mesh_of  # noqa: E402
+
+from jaxgen import parallel  # noqa: E402
 
 jax.config.update("jax_num_cpu_devices", 4)
+
+
+@pytest.fixture(scope="module")
+def one_device():
+    """Whole runs on one device, as on a laptop, which compile in less time; test_run has four."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(parallel, "make_mesh", lambda: mesh_of(1))
+        yield
 
 
 def pytest_collection_modifyitems(items):

@@ -20,17 +20,14 @@ from jaxgen.errors import UserError
 from jaxgen.evaluate import Estimate
 from jaxgen.run import run
 
+pytestmark = pytest.mark.usefixtures("one_device")
+
 SPEC = Spec("noise", {"audio": ((24,), "int16"), "label": ((), "int32")}, classes=tuple("ab"))
 WAVENETS = {
     "wavenet": wavenet_audio.ModelConfig(dilations=3, first_kernel=4, width=4, skip=8),
     "mixture": wavenet_audio.ModelConfig(dilations=3, first_kernel=4, width=4, skip=8, components=2),
     "gru": wavenet_audio.ModelConfig("gru", width=8),
 }
-
-
-@pytest.fixture(autouse=True)
-def no_cache(monkeypatch):
-    monkeypatch.setattr("jaxgen.run.cache_compilations", lambda: None)
 
 
 def some_sounds(rows, length, seed=0):

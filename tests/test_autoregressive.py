@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from conformance import check_model
+from conformance import check_model, mesh_of
 
 from jaxgen import distributions, parallel
 from jaxgen.models.autoregressive import (
@@ -194,9 +194,7 @@ def test_one_device_and_four_draw_the_same():
     params = sharp(model, batch)
     results = []
     for count in (1, 4):
-        mesh = jax.make_mesh(
-            (count,), ("data",), axis_types=(jax.sharding.AxisType.Auto,), devices=jax.devices()[:count]
-        )
+        mesh = mesh_of(count)
         rows = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
         sample = jax.jit(model.sample, static_argnums=2, out_shardings=rows)
         placed = jax.device_put(params, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))
@@ -289,7 +287,8 @@ def test_logistic_mixture_sums_to_one_and_draws_what_it_says(channels):
     p = np.exp(jax.jit(head.log_prob)(pixels, output))
     np.testing.assert_allclose(p.sum(), 1, rtol=1e-4)
     n = 20_000
-    drawn = head.draw(jax.random.key(1), jnp.broadcast_to(output, (n, head.width)), Controls())
+    draw = jax.jit(head.draw, static_argnums=2)
+    drawn = draw(jax.random.key(1), jnp.broadcast_to(output, (n, head.width)), Controls())
     assert drawn.shape == (n, channels)
     if channels == 1:  # of several, a channel's centre depends on one that is not yet cut into levels
         counts = np.bincount(np.asarray(drawn)[:, 0], minlength=levels)
@@ -298,11 +297,12 @@ def test_logistic_mixture_sums_to_one_and_draws_what_it_says(channels):
 
 def test_gradients_of_the_logistic_mixture_are_finite_for_extreme_parameters():
     head = logistic_mixture(components=2)
+    compiled = jax.jit(jax.value_and_grad(lambda output, tokens: head.log_prob(tokens, output).sum()))
     for scale in (1e2, 1e4, 1e6):
         output = scale * jnp.asarray([[1.0, -1, 1, 1, -1, -1], [-1.0, 1, -1, 1, 1, -1], [0.0, 0, 0, -1, 0, 1]])
         for pixel in (0, 127, 255):
             tokens = jnp.full((3, 1), pixel)
-            value, gradient = jax.value_and_grad(lambda o, t=tokens: head.log_prob(t, o).sum())(output)
+            value, gradient = compiled(output, tokens)
             assert np.isfinite(value)
             assert np.isfinite(gradient).all()
 

@@ -21,6 +21,8 @@ from jaxgen.experiment import initializer, restore_params
 from jaxgen.interpolation import spherical
 from jaxgen.provenance import FORMATS, stamp_of, stamped
 
+pytestmark = pytest.mark.usefixtures("one_device")
+
 SAMPLES = {
     "vae_mnist": "out.png",
     "gan_mnist": "out.png",
@@ -47,11 +49,6 @@ PATHS = [
 
 def marked(names):
     return [pytest.param(name, marks=without if "molecules" in name else ()) for name in names]
-
-
-@pytest.fixture(autouse=True)
-def no_shared_cache(monkeypatch):
-    monkeypatch.setattr("jaxgen.run.cache_compilations", lambda: None)
 
 
 @pytest.fixture(scope="module")

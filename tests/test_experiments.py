@@ -117,6 +117,11 @@ CONFIGS = {
 missing = [package for package in ("rdkit", "selfies") if importlib.util.find_spec(package) is None]
 without = pytest.mark.skipif(bool(missing), reason=f"not installed: {', '.join(missing)}")
 NAMES = [pytest.param(name, marks=without if "molecules" in name else ()) for name in CONFIGS]
+QUICK = ("vae_mnist conv", "gan_mnist residual", "pixelcnn_mnist", "transformer_text")  # the others by hand
+SOME = [
+    name if name in QUICK else pytest.param(name, marks=[pytest.mark.slow] + [without] * ("molecules" in name))
+    for name in CONFIGS
+]
 
 
 def module_of(name: str):
@@ -172,7 +177,7 @@ def test_the_step_lowers_for_every_platform(name):
     assert exported.platforms == ("cpu", "cuda", "tpu")
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", SOME)
 def test_the_steps_compile_for_sixteen_tpu_chips(name, record_property, capsys):
     """Without a TPU: the compiler is all that it takes."""
     pytest.importorskip("libtpu", reason="libtpu is not installed: no compiler for TPUs")
@@ -206,13 +211,6 @@ def test_bfloat16_is_of_the_arithmetic_and_of_nothing_that_stays(name):
     assert products
     assert [line for line in products if "bf16" not in line] == []
     assert not any(x.dtype == jnp.bfloat16 for x in jax.tree.leaves(jax.eval_shape(step, state, batch)))
-
-
-QUICK = ("vae_mnist conv", "gan_mnist residual", "pixelcnn_mnist", "transformer_text")  # the others by hand
-SOME = [
-    name if name in QUICK else pytest.param(name, marks=[pytest.mark.slow] + [without] * ("molecules" in name))
-    for name in CONFIGS
-]
 
 
 @pytest.mark.parametrize("name", SOME)

@@ -25,10 +25,9 @@ RUN = flags.RunConfig(log_every=10, evaluate_every=20, checkpoint_every=20, chun
 
 
 @pytest.fixture(scope="module", autouse=True)
-def quick(tmp_path_factory):
-    """No shared caches, and a classifier that is trained in no time."""
+def quick(one_device, tmp_path_factory):
+    """A classifier that is trained in no time."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("jaxgen.run.cache_compilations", lambda: None)
         cache = tmp_path_factory.mktemp("classifiers")
         patch.setattr(gan_mnist, "classifier", partial(classifier, steps=40, cache=cache))
         yield

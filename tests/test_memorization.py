@@ -147,10 +147,11 @@ def samples_of(data, count, *, seeds, steps, samples=300):
     return np.asarray(jax.jit(jax.vmap(lambda params, key: model.sample(params, key, samples)))(state.params, keys))
 
 
-def test_a_model_trained_to_copy_is_found_for_every_seed_and_one_trained_normally_for_none():
+@pytest.mark.parametrize("seeds", [2, pytest.param(10, marks=pytest.mark.slow)])
+def test_a_model_trained_to_copy_is_found_for_every_seed_and_one_trained_normally_for_none(seeds):
     data = load_images("mnist_5k", image_size=8, binarization="fixed")
     train, held_out = (x["image"].reshape(-1, 64) / np.float32(255) for x in (data.train, data.test))
     for count, steps, copies in ((64, 1000, True), (4000, 200, False)):
-        for samples in samples_of(data, count, seeds=10, steps=steps):
+        for samples in samples_of(data, count, seeds=seeds, steps=steps):
             found = memorization(samples.reshape(-1, 64) / np.float32(255), train[:count], held_out)
             assert found.copies == copies, str(found)

@@ -23,7 +23,10 @@ from jaxgen.metrics.molecules import PROPERTIES, canonical, properties
 from jaxgen.run import run
 
 missing = [name for name in ("rdkit", "selfies") if importlib.util.find_spec(name) is None]
-pytestmark = pytest.mark.skipif(bool(missing), reason=f"not installed: {', '.join(missing)}")
+pytestmark = [
+    pytest.mark.skipif(bool(missing), reason=f"not installed: {', '.join(missing)}"),
+    pytest.mark.usefixtures("one_device"),
+]
 
 CHAINS = ["C" * n + end for n in range(1, 9) for end in ("O", "N", "Cl", "C(=O)O", "(C)C")] + ["C" * 9]
 RUN = flags.RunConfig(log_every=50, evaluate_every=150, checkpoint_every=150, chunk=25)
@@ -38,7 +41,6 @@ SPEC = Spec(
 
 @pytest.fixture(autouse=True)
 def apart(tmp_path, monkeypatch):
-    monkeypatch.setattr("jaxgen.run.cache_compilations", lambda: None)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     for module in (transformer_molecules, vae_molecules):
         monkeypatch.setattr(module, "BATCH", 64)

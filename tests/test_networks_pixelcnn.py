@@ -170,11 +170,12 @@ def test_condition_changes_every_output(make):
     network = make((3, 4, 1), 1)
     tokens = jnp.repeat(tokens_of((3, 4, 1), rows=1), 2, axis=0)
     variables = started(network, tokens, jnp.eye(2))
-    one, other = jax.jit(network.apply)(variables, tokens, jnp.eye(2))
+    apply = jax.jit(network.apply)
+    one, other = apply(variables, tokens, jnp.eye(2))
     assert (np.abs(one - other) > 1e-6).all()
     # A condition of zeros adds nothing, and without one there are no parameters for it.
-    plain = network.apply(variables, tokens)
-    np.testing.assert_allclose(network.apply(variables, tokens, jnp.zeros((2, 2))), plain, atol=1e-6)
+    plain = apply(variables, tokens)
+    np.testing.assert_allclose(apply(variables, tokens, jnp.zeros((2, 2))), plain, atol=1e-6)
     with_it, without = (
         jax.tree.leaves(jax.eval_shape(network.init, KEY, tokens, condition)) for condition in (jnp.eye(2), None)
     )

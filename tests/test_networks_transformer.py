@@ -100,12 +100,13 @@ def test_fewer_heads_of_keys_are_shared_by_neighbouring_queries():
     shared, full = (Block(heads=4, kv_heads=n, bias=False, dtype=None, **options) for n in (2, 4))
     x = jax.random.normal(jax.random.key(0), (2, 4, 16))
     where = jnp.arange(4), jnp.arange(4)[:, None] * jnp.ones((1, 2))
-    variables = shared.init(jax.random.key(1), x, where)
+    variables = jax.jit(shared.init)(jax.random.key(1), x, where)
     kernel = variables["params"]["query_key_value"]["kernel"].reshape(16, 8, 4)
     q, k, v = jnp.split(kernel, (4, 6), axis=1)
     repeated = jnp.concatenate([q, jnp.repeat(k, 2, axis=1), jnp.repeat(v, 2, axis=1)], axis=1).reshape(16, -1)
     other = {"params": variables["params"] | {"query_key_value": {"kernel": repeated}}}
-    np.testing.assert_allclose(shared.apply(variables, x, where)[0], full.apply(other, x, where)[0], atol=1e-5)
+    found, expected = (jax.jit(net.apply)(of, x, where)[0] for net, of in ((shared, variables), (full, other)))
+    np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("context", [3, 8])
@@ -124,9 +125,10 @@ def test_dropout_drops_weights_of_attention_too():
     assert 0 < kept[0, 1].min() < kept[0, 1].max() < 1
     model = Transformer(vocabulary=5, layers=1, heads=2, width=8, context=8, dropout=0.5)
     tokens = jnp.zeros((1, 9), jnp.int32)
-    params = model.init(jax.random.key(0), tokens)
+    params = jax.jit(model.init)(jax.random.key(0), tokens)
     keys = [{"dropout": jax.random.key(i)} for i in (1, 2)]
-    one, other, same = (model.apply(params, tokens, rngs=rngs) for rngs in (*keys, keys[0]))
+    apply = jax.jit(model.apply)
+    one, other, same = (apply(params, tokens, rngs=rngs) for rngs in (*keys, keys[0]))
     assert (one == same).all()
     assert (one != other).any()
 

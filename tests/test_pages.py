@@ -73,7 +73,6 @@ def test_the_check_notices_what_is_wrong(page, tmp_path):
 
 
 def test_the_report_of_a_run(page, tmp_path, monkeypatch):
-    monkeypatch.setattr("jaxgen.run.cache_compilations", lambda: None)
     config = config_in(tmp_path / "run")
     train(replace(config, steps=20, run=replace(config.run, log_every=5, evaluate_every=20, checkpoint_every=20)))
     check(page, config.workdir / "report.html", pictures=4)

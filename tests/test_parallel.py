@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from conformance import close, initial
+from conformance import close, initial, mesh_of
 
 from jaxgen import parallel
 from jaxgen.step import init_state, make_step
@@ -46,9 +46,7 @@ def batches(steps: int = 20, size: int = 8):
 def trained(model=None, *, devices=4, fsdp=False, how="jit", **options):
     """The parameters after 20 steps under SGD, and the state they are part of."""
     model, data = model or regression(noise=0.1), batches()
-    mesh = jax.make_mesh(
-        (devices,), ("data",), axis_types=(jax.sharding.AxisType.Auto,), devices=jax.devices()[:devices]
-    )
+    mesh = mesh_of(devices)
     first = {name: x[0] for name, x in data.items()}
     template = parallel.sharded(jax.eval_shape(lambda: initial(model, first)), mesh, fsdp=fsdp)
     state = parallel.compile_init(partial(init_state, model), template)(jax.random.key(0), first)

@@ -18,6 +18,8 @@ from jaxgen.data.source import Spec
 from jaxgen.errors import UserError
 from jaxgen.run import run
 
+pytestmark = pytest.mark.usefixtures("one_device")
+
 SMALL = {
     "pixelcnn": pixelcnn_mnist.ModelConfig(width=4, depth=2, first_kernel=3),
     "made": pixelcnn_mnist.ModelConfig("made", hidden=(16,), direct=True),
@@ -38,11 +40,6 @@ def small(tmp_path, kind="pixelcnn", binarization="dynamic", **changes):
 
 def train(config):
     run(config, pixelcnn_mnist.load, pixelcnn_mnist.build, "pixelcnn_mnist", "python -m experiments.here")
-
-
-@pytest.fixture(autouse=True)
-def no_cache(monkeypatch):
-    monkeypatch.setattr("jaxgen.run.cache_compilations", lambda: None)
 
 
 @pytest.mark.parametrize("kind", SMALL)

@@ -25,6 +25,8 @@ from jaxgen.run import chunk, initial_state, run
 from jaxgen.step import make_step
 from jaxgen.types import Aux, Model, Objective, Private
 
+pytestmark = pytest.mark.usefixtures("one_device")
+
 
 def private(model: Model, *, norm: float, noise: float, optimizer=None) -> Model:
     """The same model, trained in private."""
@@ -53,7 +55,7 @@ def test_gradients_are_clipped_one_by_one():
     def gradient(x, y):
         return jax.grad(lambda p: loss(p, {"x": x[None], "y": y[None]}, jax.random.key(0))[0])(params)
 
-    each = [gradient(x, y) for x, y in zip(batch["x"], batch["y"], strict=True)]
+    each = list(map(jax.jit(gradient), batch["x"], batch["y"]))
     lengths = np.array([math.sqrt(sum(float((g**2).sum()) for g in jax.tree.leaves(one))) for one in each])
     scales = np.minimum(1, norm / lengths)
     assert 0 < (scales < 1).sum() < 8
@@ -95,7 +97,7 @@ def flat() -> Model:
 def test_noise_has_its_scale_and_is_drawn_once(how):
     model, batch, deviation = private(flat(), norm=0.5, noise=3.0), first(), 3.0 * 0.5 / 8
     if how == "shards":
-        (moved, _), (other, _) = mapped(model, batch)
+        (moved, _), (other, _) = mapped(model, initial(model, batch), batch)
         close(moved, other)
     else:
         moved, _ = change(model, batch, accumulate=2 if how == "parts" else 1)
@@ -236,11 +238,6 @@ def config_of(path, **options) -> vae_mnist.Config:
         run=flags.RunConfig(log_every=3, chunk=3, checkpoint_every=3),
     )
     return replace(config, **options)
-
-
-@pytest.fixture(autouse=True)
-def _no_cache(monkeypatch):
-    monkeypatch.setattr("jaxgen.run.cache_compilations", lambda: None)
 
 
 def test_a_private_run_says_epsilon_and_goes_on_to_the_bit(tmp_path, capsys):

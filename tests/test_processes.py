@@ -25,10 +25,10 @@ TINY += ["--evaluate.nll-samples", "2", "--evaluate.copies", "None", "--run.log-
 LIMIT = 240  # seconds until a process counts as hanging
 
 
-@pytest.fixture(scope="session")
-def environment(tmp_path_factory):
-    """For child processes: a compilation cache that they share."""
-    return os.environ | {"JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("cache"))}
+@pytest.fixture
+def environment():
+    """For child processes."""
+    return dict(os.environ)
 
 
 def address() -> str:

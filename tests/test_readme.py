@@ -16,6 +16,8 @@ from jaxgen import config as flags
 from jaxgen import log
 from jaxgen.run import parse, run
 
+pytestmark = pytest.mark.usefixtures("one_device")
+
 README = (Path(__file__).parents[1] / "README.md").read_text()
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, re.DOTALL)
 SHELL = [line for kind, block in BLOCKS if kind == "sh" for line in block.replace("\\\n", " ").splitlines()]
@@ -36,7 +38,6 @@ def test_the_example_is_short_and_runs(tmp_path, monkeypatch, capsys):
     assert len(source.splitlines()) < 60
     (tmp_path / "mixture.py").write_text(source)
     monkeypatch.setattr(experiments, "__path__", [*experiments.__path__, str(tmp_path)])
-    monkeypatch.setattr("jaxgen.run.cache_compilations", lambda: None)
     importlib.invalidate_caches()
     mixture = importlib.import_module("experiments.mixture")
     config = mixture.Config(workdir=tmp_path / "run", steps=200, data=flags.ImageDataConfig("mnist_5k"))

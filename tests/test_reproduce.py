@@ -15,10 +15,9 @@ from jaxgen.errors import UserError
 
 
 @pytest.fixture(scope="module", autouse=True)
-def quick(tmp_path_factory):
-    """No shared caches, a classifier that is trained in no time, and some of RDKit's molecules."""
+def quick(one_device, tmp_path_factory):
+    """A classifier that is trained in no time, some of RDKit's molecules."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("jaxgen.run.cache_compilations", lambda: None)
         patch.setattr(gan_mnist, "classifier", partial(classifier, steps=40, cache=tmp_path_factory.mktemp("cache")))
         described = molecules.described
         patch.setattr(molecules, "described", lambda content: described(b"\n".join(content.split(b"\n")[:300])))

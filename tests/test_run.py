@@ -28,12 +28,11 @@ TINY = ["--data.name", "mnist_5k", "--model.hidden", "8", "--model.latents", "2"
 TINY += ["--evaluate.nll-samples", "2", "--evaluate.copies", "None", "--run.log-every", "50"]
 
 
-@pytest.fixture(scope="session")
-def environment(tmp_path_factory):
-    """For child processes: four devices, as here, and a compilation cache that they share."""
-    cache = str(tmp_path_factory.mktemp("cache"))
+@pytest.fixture
+def environment():
+    """For child processes: four devices, as here."""
     ours = {name: value for name, value in os.environ.items() if name != "TFDS_DATA_DIR"}
-    return ours | {"JAX_COMPILATION_CACHE_DIR": cache, "JAX_NUM_CPU_DEVICES": "4", "PYTHONWARNINGS": "default"}
+    return ours | {"JAX_NUM_CPU_DEVICES": "4", "PYTHONWARNINGS": "default"}
 
 
 def config_in(workdir: Path) -> vae_mnist.Config:
@@ -53,11 +52,6 @@ def config(tmp_path):
     return config_in(tmp_path / "run")
 
 
-@pytest.fixture(autouse=True)
-def no_shared_cache(monkeypatch):
-    monkeypatch.setattr("jaxgen.run.cache_compilations", lambda: None)
-
-
 def train(config):
     run(config, vae_mnist.load, vae_mnist.build, "vae_mnist", "python -m experiments.vae_mnist")
 
@@ -66,9 +60,7 @@ def train(config):
 def whole(tmp_path_factory) -> Path:
     """The folder of a run that ended undisturbed, which is only to be read."""
     workdir = tmp_path_factory.mktemp("whole") / "run"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("jaxgen.run.cache_compilations", lambda: None)
-        train(config_in(workdir))
+    train(config_in(workdir))
     return workdir
 
 
@@ -265,7 +257,6 @@ def test_interrupted_at_any_chunk_it_goes_on_bit_for_bit(config, whole, tmp_path
     assert "stopped and saved at step" in capsys.readouterr().out
     assert 40 < int(state_of(config.workdir).step) < 120
     monkeypatch.undo()
-    monkeypatch.setattr("jaxgen.run.cache_compilations", lambda: None)
     train(config)
     assert_same_state(config.workdir, whole)
     rows, expected = ([row for row in log.read(d) if "figures" not in row] for d in (config.workdir, whole))

@@ -17,12 +17,13 @@ from jaxgen.errors import UserError
 from jaxgen.folder import read_record
 from jaxgen.run import run
 
+pytestmark = pytest.mark.usefixtures("one_device")
+
 LINE = "the quick brown fox jumps over the lazy dog é!\n"
 
 
 @pytest.fixture
 def config(tmp_path, monkeypatch):
-    monkeypatch.setattr("jaxgen.run.cache_compilations", lambda: None)
     (tmp_path / "text.txt").write_text(LINE * 60)
     return transformer_text.Config(
         workdir=tmp_path / "run",

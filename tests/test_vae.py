@@ -86,11 +86,11 @@ def test_elbo_is_the_log_likelihood_where_the_posterior_is_exact(ppca):
     model, x, _, exact, log_likelihood = ppca
     batch = {"image": 255 * x}
     keys = jax.random.split(jax.random.key(3), 20_000)
-    elbo = jax.vmap(lambda key: model.evaluate(exact, batch, key)["elbo"])(keys)
+    elbo = jax.jit(jax.vmap(lambda key: model.evaluate(exact, batch, key)["elbo"]))(keys)
     error = np.asarray(elbo.std(0)) / np.sqrt(len(keys))
     assert (np.abs(elbo.mean(0) - log_likelihood(exact)) < 4 * error + 1e-4).all()
     # And with the exact posterior every single weight is the likelihood: no variance at all.
-    log_w = model.log_weights(exact, x, jax.random.key(4), 7)
+    log_w = jax.jit(model.log_weights, static_argnums=3)(exact, x, jax.random.key(4), 7)
     np.testing.assert_allclose(log_w, np.broadcast_to(log_likelihood(exact), (7, 5)), atol=1e-4)
 
 
@@ -153,7 +153,7 @@ def test_bound_grows_with_k(ppca):
     model, x, params, _, log_likelihood = ppca
     keys = jax.random.split(jax.random.key(5), 4000)
     bounds = [
-        float(jax.vmap(lambda key, k=k: log_mean_exp(model.log_weights(params, x, key, k)))(keys).mean())
+        float(jax.jit(jax.vmap(lambda key, k=k: log_mean_exp(model.log_weights(params, x, key, k))))(keys).mean())
         for k in (1, 2, 8, 64)
     ]
     assert bounds == sorted(bounds)
@@ -205,7 +205,7 @@ def test_two_layers_bound_is_a_bound():
     x = jnp.stack(jnp.meshgrid(*[jnp.arange(2.0)] * 4, indexing="ij"), -1).reshape(16, *PIXELS)
     params = model.init(jax.random.key(0), {"image": 255 * x})
     params = jax.tree.map(lambda p: 0.5 * p, params)  # nearer to the prior, where the weights vary less
-    log_w = model.log_weights(params, x, jax.random.key(1), 20_000)
+    log_w = jax.jit(model.log_weights, static_argnums=3)(params, x, jax.random.key(1), 20_000)
     total = float(jnp.exp(log_mean_exp(log_w)).sum())
     np.testing.assert_allclose(total, 1, atol=0.02)
 
@@ -214,8 +214,8 @@ def test_free_bits_warmup_and_beta():
     batch = {"image": (255 * jax.random.uniform(jax.random.key(1), (4, *PIXELS))).astype(jnp.uint8)}
     key = jax.random.key(2)
     model = two_layers(beta=3.0)
-    params = model.init(jax.random.key(0), batch)
-    loss, aux = model.objectives[0].loss(params, batch, key)
+    params = jax.jit(model.init)(jax.random.key(0), batch)
+    loss, aux = jax.jit(model.objectives[0].loss)(params, batch, key)
     np.testing.assert_allclose(loss, -aux.metrics["reconstruction"] + 3 * aux.metrics["kl"], rtol=1e-5)
 
     model = linear(free_bits=50.0)  # far above what an untrained posterior says
@@ -225,8 +225,9 @@ def test_free_bits_warmup_and_beta():
 
     model = linear(warmup_steps=4)
     params = model.init(jax.random.key(0), batch)
+    compiled = jax.jit(model.objectives[0].loss)
     for step in range(6):
-        loss, aux = model.objectives[0].loss(params, batch, key)
+        loss, aux = compiled(params, batch, key)
         np.testing.assert_allclose(
             loss, -aux.metrics["reconstruction"] + min(step / 4, 1) * aux.metrics["kl"], rtol=1e-5
         )
