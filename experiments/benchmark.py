@@ -141,7 +141,7 @@ def benchmark_vae(turns: int = 7, steps: int = 1000, batch_size: int = 128) -> C
 
 
 def benchmark_cost(turns: int = 7, steps: int = 500, batch_size: int = 128) -> Comparisons:
-    """784-400-20-400-784 as above; each turn ends with a checkpoint."""
+    """784-400-20-400-784; each turn ends with a checkpoint."""
     parts = {
         "guard, log and checkpoints": ["guarded", "logs", "saves"],
         "guard": ["guarded"],
@@ -160,7 +160,7 @@ def benchmark_cost(turns: int = 7, steps: int = 500, batch_size: int = 128) -> C
         rates = take_turns(tasks, turns, steps * batch_size)
     none = rates.pop("none")
     for name, values in rates.items():
-        yield f"the same with {name}", "images/s", {"real loop": values, "with none": none}
+        yield f"training a VAE 784-400-20-400-784 with {name}", "images/s", {"real loop": values, "with none": none}
 
 
 def ready_to_train(arrays) -> tuple:
@@ -232,11 +232,12 @@ def benchmark_conv(turns: int = 5, steps: int = 20, batch_size: int = 64) -> Com
         kernel_size: int
         stride: int
         use_bias: bool = True
+        dtype: str | None = None
 
         @nn.compact
         def __call__(self, x):
             window, strides = (self.kernel_size,) * 2, (self.stride,) * 2
-            return self.layer(self.features, window, strides, use_bias=self.use_bias)(x)
+            return self.layer(self.features, window, strides, use_bias=self.use_bias, dtype=self.dtype)(x)
 
     class LaxConv(Lax):
         layer = nn.Conv
@@ -473,7 +474,7 @@ def benchmark_scaling(turns: int = 3) -> Comparisons:
             with tempfile.TemporaryDirectory() as folder, socket.socket() as free:
                 free.bind(("127.0.0.1", 0))
                 joined = ["--run.coordinator", f"127.0.0.1:{free.getsockname()[1]}", "--run.num-processes"]
-                flags = ["--data.name", "mnist_5k", "--batch-size", "512", "--steps", "1000", "--run.log-every", "100"]
+                flags = ["--data.name", "mnist_5k", "--batch-size", "512", "--steps", "400", "--run.log-every", "50"]
                 flags += ["--evaluate.nll-samples", "1", "--evaluate.copies", "None"]
                 free.close()
                 running = []
@@ -508,20 +509,24 @@ def benchmark_start(turns: int = 3) -> Comparisons:
 
 
 def benchmark_run(turns: int = 1) -> Comparisons:
-    """Offline, with empty caches."""
+    """Offline, with empty caches; by way of a small process: a forked one counts its parent's memory too."""
+    program = (
+        "import resource, subprocess, sys, time\n"
+        "start = time.perf_counter()\n"
+        "subprocess.run(sys.argv[1:], check=True, stdout=subprocess.DEVNULL)\n"
+        "print(time.perf_counter() - start, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024)\n"
+    )
     seconds, memory = [], []
     for _ in range(turns):
         with tempfile.TemporaryDirectory() as folder:
-            command = [sys.executable, "-m", "experiments.vae_mnist", "--workdir", f"{folder}/run"]
-            command += ["--data.dir", f"{folder}/data"]
-            start = time.perf_counter()
-            process = subprocess.Popen(command, env=os.environ | {"XDG_CACHE_HOME": folder}, stdout=subprocess.DEVNULL)
-            _, status, usage = os.wait4(process.pid, 0)
-            assert status == 0, "the run failed"
-            seconds.append(time.perf_counter() - start)
-            memory.append(usage.ru_maxrss / 1024)
+            command = [sys.executable, "-c", program, sys.executable, "-m", "experiments.vae_mnist"]
+            command += ["--workdir", f"{folder}/run", "--data.dir", f"{folder}/data"]
+            environment = os.environ | {"XDG_CACHE_HOME": folder}
+            result = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True)
+            for figures, value in zip((seconds, memory), map(float, result.stdout.split()), strict=True):
+                figures.append(value)
     yield "vae_mnist, from typing to its last line", "s", {"the default run": seconds}
-    yield "its peak of memory", "MB", {"the default run": memory}
+    yield "vae_mnist, peak of memory", "MB", {"the default run": memory}
 
 
 def take_turns(tasks: dict[str, Callable[[], None]], turns: int, work: float | dict[str, float]) -> Rates:
@@ -538,6 +543,21 @@ def take_turns(tasks: dict[str, Callable[[], None]], turns: int, work: float | d
     return rates
 
 
+KNOWN = {
+    "vae": benchmark_vae,
+    "conv": benchmark_conv,
+    "gan": benchmark_gan,
+    "gpt": benchmark_gpt,
+    "peak": benchmark_peak,
+    "seeds": benchmark_seeds,
+    "nll": benchmark_nll,
+    "cost": benchmark_cost,
+    "scaling": benchmark_scaling,
+    "start": benchmark_start,
+    "run": benchmark_run,
+}
+
+
 # What is shown --------------------------------------------------------------------------------------------------------
 
 
@@ -549,11 +569,16 @@ def compared(rates: Rates) -> Iterator[tuple[str, float, float, tuple[float, flo
         yield name, float(np.median(first)), float(np.median(values)), (low, middle, high)
 
 
+def newest(results: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """The last result of each comparison, in the order of the names above."""
+    last = {result["what"]: result for result in results}
+    return dict(sorted(last.items(), key=lambda item: [*KNOWN, item[1]["name"]].index(item[1]["name"])))
+
+
 def table(results: list[dict[str, Any]]) -> str:
     """Markdown: the newest result of each comparison."""
-    newest = {result["what"]: result for result in results}
     lines = ["| what | unit | ours | beside it | ratio (least to greatest) |", "| --- | --- | --- | --- | --- |"]
-    for what, result in newest.items():
+    for what, result in newest(results).items():
         rates = result["rates"]
         ours = f"{next(iter(rates))}: {_short(float(np.median(next(iter(rates.values())))))}"
         for name, _, value, (low, middle, high) in compared(rates):
@@ -576,16 +601,16 @@ def picture(results: list[dict[str, Any]]) -> str:
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
-    newest = {result["what"]: result for result in results if result["unit"].endswith("/s")}
     bars = [
         (f"{what}, against {name}", ratio)
-        for what, result in newest.items()
+        for what, result in newest(results).items()
+        if result["unit"].endswith("/s")
         for name, _, _, ratio in compared(result["rates"])
     ][::-1]
     figure = Figure(figsize=(9, 0.26 * len(bars) + 0.6), layout="constrained")
     axes = figure.add_subplot()
     for y, (_, (low, middle, high)) in enumerate(bars):
-        axes.barh(y, middle, color="C0" if middle >= 1 else "C1", height=0.6)
+        axes.barh(y, middle - 1, left=1, color="C0" if middle >= 1 else "C1", height=0.6)
         axes.plot([low, high], [y, y], color="black", linewidth=1)
     axes.axvline(1, color="grey", linewidth=0.8)
     axes.set_xscale("log")
@@ -612,20 +637,19 @@ def main(args: list[str]) -> None:
     Raises:
       UserError: there is no such comparison.
     """
-    known = {name.removeprefix("benchmark_"): f for name, f in globals().items() if name.startswith("benchmark_")}
     about, _, rest = (__doc__ or "").partition("\n\n")
     parser = argparse.ArgumentParser("python -m experiments.benchmark", description=about, epilog=rest)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"some of {', '.join(known)}")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"some of {', '.join(KNOWN)}")
     parser.add_argument("--out", type=Path, help="a file to append what is measured to, as lines of JSON")
     parser.add_argument("--write", action="store_true", help="the README's table and picture anew")
     options = parser.parse_args(args)
     if not options.names and not options.write:
         parser.print_help()
-    for name in set(options.names) - set(known):
-        raise UserError(f"no comparison {name!r}: expected some of {', '.join(known)}")
+    for name in set(options.names) - set(KNOWN):
+        raise UserError(f"no comparison {name!r}: expected some of {', '.join(KNOWN)}")
     for name in options.names:
-        for what, unit, rates in known[name]():
+        for what, unit, rates in KNOWN[name]():
             show(what, unit, rates)
             if options.out:
                 short = {of: [float(f"{value:.5g}") for value in values] for of, values in rates.items()}
