@@ -502,7 +502,7 @@ def benchmark_start(turns: int = 3) -> Comparisons:
                 command += ["--data.name", "mnist_5k", "--run.log-every", "50"]
                 environment, start = os.environ | {"XDG_CACHE_HOME": folder}, time.perf_counter()
                 with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
-                    next(line for line in process.stdout if line.startswith("step "))
+                    assert any(line.startswith("step ") for line in process.stdout), "the run failed"
                     seconds[name].append(time.perf_counter() - start)
                     process.kill()
     yield "vae_mnist, from typing to the first logged step", "s", seconds
