@@ -20,7 +20,6 @@ gan and gpt need PyTorch (pip install -e '.[benchmark]'), gpt nanoGPT too (NANOG
 
 import argparse
 import importlib.util
-import io
 import json
 import os
 import socket
@@ -28,12 +27,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import flax.linen as nn
 import jax
@@ -42,6 +39,7 @@ import numpy as np
 import optax
 
 from experiments import gan_toy, peers, transformer_text
+from experiments.ratios import Rates, picture, show, table, take_turns
 from experiments.reproduce import README, between, read
 from jaxgen import log, parallel
 from jaxgen.checkpoint import Checkpoints
@@ -67,7 +65,6 @@ RESULTS = Path(__file__).with_name("benchmarks.jsonl")
 PICTURE = Path(__file__).with_name("benchmarks.svg")
 BEGIN, END = "<!-- benchmarks: python -m experiments.benchmark --write -->\n", "<!-- end of benchmarks -->\n"
 
-Rates = dict[str, list[float]]  # turn by turn, of what is compared; the first is ours
 Comparisons = Iterator[tuple[str, str, Rates]]  # what is done, the unit, its rates
 
 CHUNK = 50
@@ -206,12 +203,12 @@ def real_loop(
 
 
 def bare_scan(model, arrays, *, steps: int, batch_size: int) -> tuple[Callable[[], None], float]:
-    """A function that trains so many steps on batches that lie on the device, and the operations of one step."""
+    """A function that trains so many steps on batches on the device, and their operations as XLA counts them."""
     rows = batch_indices(len(next(iter(arrays.values()))), batch_size, seed=0, start=0, stop=steps)
     batches = jax.tree.map(jnp.asarray, gather(arrays, rows))
     first, step = {name: x[0] for name, x in batches.items()}, make_step(model)
     state = init_state(model, jax.random.key(0), first)
-    operations = jax.jit(step).lower(state, first).cost_analysis()["flops"]
+    operations = steps * jax.jit(step).lower(state, first).cost_analysis()["flops"]  # of a scan it counts one step
     compiled = jax.jit(scan_steps(step), donate_argnums=0)
 
     def run() -> None:
@@ -384,7 +381,7 @@ def benchmark_gpt(turns: int = 19, steps: int = 100) -> Comparisons:
 
 
 def benchmark_peak(turns: int = 9, size: int = 2048) -> Comparisons:
-    """How much of the arithmetic that the machine can do is done, as XLA counts it."""
+    """How much of the arithmetic that the machine can do is done."""
     digits, config = load_images("mnist_5k").train, transformer_text.NAMED["shakespeare_cpu"]
     text = transformer_text.load(config)
     transformer = transformer_text.build(config, text.spec).model
@@ -393,10 +390,10 @@ def benchmark_peak(turns: int = 9, size: int = 2048) -> Comparisons:
         "DCGAN at 32x32x3, batch 64": bare_scan(deep_gan(), colours(640), steps=3, batch_size=64),
         "Transformer shakespeare_cpu": bare_scan(transformer, text.train, steps=20, batch_size=config.batch_size),
     }
-    work = {name: operations * n for (name, (_, operations)), n in zip(steps.items(), (500, 3, 20), strict=True)}
     x, product = jax.random.normal(jax.random.key(0), (size, size)), jax.jit(jnp.matmul)
-    tasks = {"product": lambda: product(x, x).block_until_ready()} | {name: run for name, (run, _) in steps.items()}
-    rates = take_turns(tasks, turns, {"product": 2.0 * size**3} | work)
+    steps["product"] = (lambda: product(x, x).block_until_ready()), 2.0 * size**3
+    tasks, work = ({name: pair[i] for name, pair in steps.items()} for i in range(2))
+    rates = take_turns(tasks, turns, work)
     peak = rates.pop("product")
     for name, values in rates.items():
         yield f"arithmetic of a step of {name}", "operations/s", {"bare scan": values, f"product of {size}²": peak}
@@ -464,19 +461,17 @@ def benchmark_nll(turns: int = 3, images: int = 100, num_samples: int = 5000) ->
 
 def benchmark_scaling(turns: int = 3) -> Comparisons:
     """The batch is the same; on a CPU, one device has all cores already."""
-    from jaxgen.log import read as rows_of
-
     arrangements = {"1 device": (1, 1), "2 devices": (1, 2), "4 devices": (1, 4)}
     arrangements |= {"2 processes": (2, 1), "4 processes": (4, 1)}
     rates: Rates = {name: [] for name in arrangements}
     for _ in range(turns):
         for name, (processes, devices) in arrangements.items():
-            with tempfile.TemporaryDirectory() as folder, socket.socket() as free:
-                free.bind(("127.0.0.1", 0))
-                joined = ["--run.coordinator", f"127.0.0.1:{free.getsockname()[1]}", "--run.num-processes"]
+            with tempfile.TemporaryDirectory() as folder:
+                with socket.socket() as free:
+                    free.bind(("127.0.0.1", 0))
+                    joined = ["--run.coordinator", f"127.0.0.1:{free.getsockname()[1]}", "--run.num-processes"]
                 flags = ["--data.name", "mnist_5k", "--batch-size", "512", "--steps", "400", "--run.log-every", "50"]
                 flags += ["--evaluate.nll-samples", "1", "--evaluate.copies", "None"]
-                free.close()
                 running = []
                 for i in range(processes):
                     command = [sys.executable, "-m", "experiments.vae_mnist", "--workdir", f"{folder}/run", *flags]
@@ -485,7 +480,7 @@ def benchmark_scaling(turns: int = 3) -> Comparisons:
                     running.append(subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL))
                 statuses = [process.wait() for process in running]
                 assert not any(statuses), "a run failed"
-                seen = [row["train/images per second"] for row in rows_of(Path(folder, "run")) if len(row) == 2]
+                seen = [row["train/images per second"] for row in log.read(Path(folder, "run")) if len(row) == 2]
                 rates[name].append(float(np.median(seen[1:])))
     one = rates.pop("1 device")
     for name, values in rates.items():
@@ -529,20 +524,6 @@ def benchmark_run(turns: int = 1) -> Comparisons:
     yield "vae_mnist, peak of memory", "MB", {"the default run": memory}
 
 
-def take_turns(tasks: dict[str, Callable[[], None]], turns: int, work: float | dict[str, float]) -> Rates:
-    """Units of work per second of each task, turn by turn, after one turn to warm up; another begins each time."""
-    rates: Rates = {name: [] for name in tasks}
-    names = deque(tasks)
-    for turn in range(turns + 1):
-        for name in names:
-            start = time.perf_counter()
-            tasks[name]()
-            if turn:
-                rates[name].append((work[name] if isinstance(work, dict) else work) / (time.perf_counter() - start))
-        names.rotate(1)
-    return rates
-
-
 KNOWN = {
     "vae": benchmark_vae,
     "conv": benchmark_conv,
@@ -556,79 +537,6 @@ KNOWN = {
     "start": benchmark_start,
     "run": benchmark_run,
 }
-
-
-# What is shown --------------------------------------------------------------------------------------------------------
-
-
-def compared(rates: Rates) -> Iterator[tuple[str, float, float, tuple[float, float, float]]]:
-    """What ours is compared with, the medians of both, and least, median and greatest of the ratios of the turns."""
-    first, *others = rates.values()
-    for name, values in zip(list(rates)[1:], others, strict=True):
-        low, middle, high = map(float, np.quantile(np.array(first) / np.array(values), [0, 0.5, 1]))
-        yield name, float(np.median(first)), float(np.median(values)), (low, middle, high)
-
-
-def newest(results: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """The last result of each comparison, in the order of the names above."""
-    last = {result["what"]: result for result in results}
-    return dict(sorted(last.items(), key=lambda item: [*KNOWN, item[1]["name"]].index(item[1]["name"])))
-
-
-def table(results: list[dict[str, Any]]) -> str:
-    """Markdown: the newest result of each comparison."""
-    lines = ["| what | unit | ours | beside it | ratio (least to greatest) |", "| --- | --- | --- | --- | --- |"]
-    for what, result in newest(results).items():
-        rates = result["rates"]
-        ours = f"{next(iter(rates))}: {_short(float(np.median(next(iter(rates.values())))))}"
-        for name, _, value, (low, middle, high) in compared(rates):
-            ratio = f"{middle:.2f} ({low:.2f} to {high:.2f})"
-            lines.append(f"| {what} | {result['unit']} | {ours} | {name}: {_short(value)} | {ratio} |")
-        if len(rates) == 1:
-            lines.append(f"| {what} | {result['unit']} | {ours} |  |  |")
-    return "\n".join(lines) + "\n"
-
-
-def _short(value: float) -> str:
-    """Three digits: 42,600, 0.54, 107 billion."""
-    if value >= 1e9:
-        return f"{_short(value / 1e9)} billion"
-    return f"{value:,.{max(0, 2 - int(np.floor(np.log10(value))))}f}" if value < 1000 else f"{round(value, -2):,.0f}"
-
-
-def picture(results: list[dict[str, Any]]) -> str:
-    """SVG: the ratio of each comparison of rates, and the line where both are as fast."""
-    from matplotlib import rc_context
-    from matplotlib.figure import Figure
-
-    bars = [
-        (f"{what}, against {name}", ratio)
-        for what, result in newest(results).items()
-        if result["unit"].endswith("/s")
-        for name, _, _, ratio in compared(result["rates"])
-    ][::-1]
-    figure = Figure(figsize=(9, 0.26 * len(bars) + 0.6), layout="constrained")
-    axes = figure.add_subplot()
-    for y, (_, (low, middle, high)) in enumerate(bars):
-        axes.barh(y, middle - 1, left=1, color="C0" if middle >= 1 else "C1", height=0.6)
-        axes.plot([low, high], [y, y], color="black", linewidth=1)
-    axes.axvline(1, color="grey", linewidth=0.8)
-    axes.set_xscale("log")
-    axes.set_yticks(range(len(bars)), [label for label, _ in bars], fontsize=8)
-    axes.set_xlabel("times as fast (median; the line from least to greatest)", fontsize=8)
-    axes.spines[["top", "right"]].set_visible(False)
-    svg = io.StringIO()
-    with rc_context({"svg.hashsalt": "jaxgen", "svg.fonttype": "none"}):  # the same file from the same numbers
-        figure.savefig(svg, format="svg", metadata={"Date": None})
-    return svg.getvalue()
-
-
-def show(what: str, unit: str, rates: Rates) -> None:
-    """The first against each other one, turn by turn."""
-    name, first = next(iter(rates.items()))
-    print(f"\n{what}, {unit}\n  {name:<22} {np.median(first):16,.2f}")
-    for other, _, value, (low, middle, high) in compared(rates):
-        print(f"  {other:<22} {value:16,.2f}   {name} / this: {middle:.2f} ({low:.2f} to {high:.2f})", flush=True)
 
 
 def main(args: list[str]) -> None:

@@ -374,7 +374,7 @@ NAMED = {
         run=flags.RunConfig(log_every=200, evaluate_every=2_000, checkpoint_every=500, chunk=20),
         evaluate=EvaluateConfig(num_samples=10_000),
     ),
-    # For an hour and a half on two CPU cores; not yet run to its end.
+    # Meant for two hours on two CPU cores; not yet run to its end.
     "zinc250k_cpu": Config(
         workdir=Path("runs/zinc250k_cpu"),
         steps=16_000,

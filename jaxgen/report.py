@@ -198,7 +198,7 @@ def plots(each: Mapping[str, Mapping[str, Line]], *, labels: Sequence[str] = ())
             axes.plot(xs, ys, label=_printable(label) or None, marker="." if len(xs) < 30 else None, **look)
         axes.set_title(_printable(title), fontsize=8.5, loc="left", x=-0.15, y=1.0, parse_math=False)
         axes.tick_params(labelsize=8)
-        axes.locator_params(nbins=4)  # in small plots more of them are clutter, and take half of the time
+        axes.locator_params(nbins=4)  # in small plots more of them are clutter
         axes.spines[["top", "right"]].set_visible(False)
         if any(several):
             for text in axes.legend(fontsize=8, frameon=False).get_texts():

@@ -125,7 +125,7 @@ def cache_compilations() -> None:
 
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         jax.config.update("jax_compilation_cache_dir", platformdirs.user_cache_dir("jaxgen"))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)  # there are many small ones
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)  # small ones too
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
 
 
