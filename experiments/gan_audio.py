@@ -30,7 +30,7 @@ from jaxgen.run import main
 class ModelConfig(GameConfig):
     """The two networks and their game."""
 
-    width: int = 16
+    width: int = 8
     """Channels at the highest resolution."""
     layers: int = 4
     """Of each network, each of a stride of 4."""
@@ -60,16 +60,16 @@ class Config(flags.Config):
 
     workdir: Path = Path("runs/gan_audio")
     """Run folder: everything that the run writes. The same command again goes on where it stopped."""
-    steps: int = 3_000
+    steps: int = 1_500
     """Training steps."""
     batch_size: int = 32
     """Sounds in one step."""
     data: flags.AudioDataConfig = field(default_factory=flags.AudioDataConfig)
-    model: ModelConfig = field(default_factory=lambda: ModelConfig(lazy=4))
+    model: ModelConfig = field(default_factory=lambda: ModelConfig(r1=0.03, r2=0.03, lazy=4))
     optimizer: flags.OptimizerConfig = field(
         default_factory=lambda: flags.OptimizerConfig(learning_rate=1e-3, b1=0.0, b2=0.99, ema_decay=0.995)
     )
-    run: flags.RunConfig = field(default_factory=lambda: flags.RunConfig(log_every=100, evaluate_every=1_000, chunk=10))
+    run: flags.RunConfig = field(default_factory=lambda: flags.RunConfig(log_every=100, evaluate_every=500, chunk=10))
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     sample: SampleConfig = field(default_factory=SampleConfig)
 

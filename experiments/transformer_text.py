@@ -227,10 +227,10 @@ NAMED = {
     # The second in fewer steps than nanoGPT's 5,000, which go on to learn the text by heart; it keeps the best of them.
     "shakespeare_char": Config(
         workdir=Path("runs/shakespeare_char"),
-        steps=1_500,
+        steps=2_500,
         batch_size=64,
         data=flags.TextDataConfig(strict=True),
-        model=ModelConfig(layers=6, heads=6, width=384, context=256, dropout=0.2),
+        model=ModelConfig(layers=6, heads=6, width=384, context=256, dropout=0.3),
         optimizer=replace(Config().optimizer, learning_rate=1e-3, final_rate=0.1),
     ),
 }

@@ -100,14 +100,7 @@ class Transformer(nn.Module):
             "dtype": self.dtype,
         }
         block = nn.remat(Block, prevent_cse=False) if self.remat else Block
-        self.blocks = nn.scan(
-            block,
-            variable_axes={"params": 0},
-            split_rngs={"params": True, "dropout": True},
-            in_axes=nn.broadcast,
-            length=self.layers,
-            unroll=self.unroll,
-        )(**options)
+        self.blocks = block(**options)  # a stack of them, see `all_blocks`
         self.block = [Block(**options) for _ in range(self.layers)]  # the same ones, of `unstacked` parameters
         self.last_norm = norm_of(self.norm, self.bias, self.dtype)
         if not self.tied:
@@ -115,7 +108,7 @@ class Transformer(nn.Module):
 
     def __call__(self, tokens: Array, condition: Array | None = None) -> Array:
         x = self.inputs(tokens[:, :-1], self.shift(condition, tokens.shape[0]))
-        x, _ = self.blocks(drop(self, self.dropout, x), self.where(jnp.arange(x.shape[1])))
+        x, _ = self.all_blocks(drop(self, self.dropout, x), self.unroll)
         return self.logits(x)
 
     def prefill(self, tokens: Array, condition: Array | None = None) -> tuple[Array, Cache]:
@@ -123,7 +116,7 @@ class Transformer(nn.Module):
         shift = self.shift(condition, tokens.shape[0])
         x = self.inputs(tokens, shift)
         read = x.shape[1]
-        x, (keys, values) = self.blocks(x, self.where(jnp.arange(read)))
+        x, (keys, values) = self.all_blocks(x, unroll=1)  # read once: what counts is how soon it is compiled
         kept = min(read, self.context)
         slots = jnp.arange(read - kept, read) % self.context
 
@@ -151,6 +144,18 @@ class Transformer(nn.Module):
             x, now = block(x, self.where(position[None]), past)
             kept.append(now)
         return self.logits(x)[:, 0], Cache(*zip(*kept, strict=True), position + 1, shift)
+
+    def all_blocks(self, x: Array, unroll: int) -> tuple[Array, tuple[Array, Array]]:
+        """x [B, T, width] -> the same after all blocks, and their keys and values [layers, B, T, kv_heads, D]."""
+        scan = nn.scan(
+            lambda block, x, where: block(x, where),
+            variable_axes={"params": 0},
+            split_rngs={"params": True, "dropout": True},
+            in_axes=nn.broadcast,
+            length=self.layers,
+            unroll=unroll,
+        )
+        return scan(self.blocks, x, self.where(jnp.arange(x.shape[1])))
 
     def shift(self, condition: Array | None, rows: int) -> Array:
         return jnp.zeros((rows, self.width)) if condition is None else self.describe(condition)
