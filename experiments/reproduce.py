@@ -133,12 +133,13 @@ ROWS = {
         _MOLECULES,
     ),
     "zinc250k": Row(
-        "transformer_molecules zinc250k",
+        "transformer_molecules",
         "10,000 samples, valid, unique, novel, %; error of log P asked for",
         "",
         ("valid", "unique@1k", "novel", "mean absolute error of logP"),
         _MOLECULES,
-        None,
+        "zinc250k_cpu",
+        "zinc250k",
     ),
 }
 Budget = Literal["smoke", "cpu", "full"]

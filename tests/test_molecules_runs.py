@@ -92,6 +92,17 @@ def test_a_property_that_is_no_number_is_not_told(monkeypatch):
     assert not np.allclose(hidden, log_prob(params, some["tokens"], told.at[:, 0].add(1), some["length"]))
 
 
+def test_distances_are_in_standard_deviations_of_what_is_wanted():
+    mean, std = np.array([SPEC.properties[name] for name in transformer_molecules.PROPERTIES]).T
+    values = np.stack([mean + 3 * std, mean + 3 * std, mean, np.full(4, np.nan)])
+    wanted = np.full((4, 4), np.nan)
+    wanted[0, 1], wanted[1, :2], wanted[3, 0] = 1, (3, -1), 0
+    found = transformer_molecules.distances(values, wanted, SPEC)
+    np.testing.assert_allclose(found, [2, np.sqrt((0 + 16) / 2), 0, np.inf])
+    asked = transformer_molecules.standardised({"QED": mean[1] + 2 * std[1]}, 2, SPEC)
+    np.testing.assert_allclose(asked, [[np.nan, 2, np.nan, np.nan]] * 2, rtol=1e-5)
+
+
 def test_training_leaves_out_each_property_as_often_as_asked():
     condition = transformer_molecules.told(("logP", "weight"), 0.25)
     values = jnp.ones((4_000, 4))
@@ -158,6 +169,13 @@ def test_a_run_designs_what_is_asked_for(data, tmp_path, capsys):
         assert ("duplicate" in row["note"]) == (row["smiles"] in names[:i])
         assert ("training" in row["note"]) == (row["smiles"] in training)
 
+    commands.main(["sample", folder, "--condition", "weight=74", "logP=0.8", "--num", "30", "--candidates", "8"])
+    rows = list(csv.DictReader(capsys.readouterr().out.splitlines()))
+    assert len(rows) == 30
+    closer = [float(row["distance"]) for row in rows if row["note"] != "not valid"]
+    assert len(closer) >= len(distance)
+    assert np.median(closer) < 0.7 * np.median(distance)
+
     commands.main(["sample", folder, "--num", "3", "--temperature", "0"])
     assert capsys.readouterr().out.startswith("smiles,logP,QED,SA,weight,note\n")
     (tmp_path / "mine.smi").unlink()  # elsewhere there may be no training data
@@ -169,6 +187,8 @@ def test_a_run_designs_what_is_asked_for(data, tmp_path, capsys):
         (["--condition", "logP"], r"--condition logP: expected NAME=NUMBER"),
         (["--condition", "logP=nan"], r"--condition logP=nan: expected NAME=NUMBER"),
         (["--guidance", "2"], r"--guidance is towards a --condition"),
+        (["--candidates", "2"], r"--candidates 2: expected 1, or more of a --condition"),
+        (["--candidates", "0", "--condition", "logP=1"], r"--candidates 0: expected 1, or more"),
         (["--temperature", "-1"], r"temperature -1"),
     ):
         with pytest.raises(UserError, match=message):

@@ -146,7 +146,7 @@ class Transformer(nn.Module):
         return self.logits(x)[:, 0], Cache(*zip(*kept, strict=True), position + 1, shift)
 
     def all_blocks(self, x: Array, unroll: int) -> tuple[Array, tuple[Array, Array]]:
-        """x [B, T, width] -> the same after all blocks, and their keys and values [layers, B, T, kv_heads, D]."""
+        """Features [B, T, width] -> those after all blocks, and keys and values [layers, B, T, kv_heads, D]."""
         scan = nn.scan(
             lambda block, x, where: block(x, where),
             variable_axes={"params": 0},
