@@ -410,7 +410,7 @@ NAMED = {
         run=flags.RunConfig(log_every=200, evaluate_every=2_000, checkpoint_every=500, chunk=20),
         evaluate=EvaluateConfig(num_samples=10_000),
     ),
-    # For two CPU cores and two hours.
+    # For two CPU cores: 1,024,000 molecules, 150 of them a second.
     "zinc250k_cpu": Config(
         workdir=Path("runs/zinc250k_cpu"),
         steps=16_000,
