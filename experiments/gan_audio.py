@@ -65,6 +65,7 @@ class Config(flags.Config):
     batch_size: int = 32
     """Sounds in one step."""
     data: flags.AudioDataConfig = field(default_factory=flags.AudioDataConfig)
+    # Waves are quiet: at an image's weight of 1 the penalties leave the discriminator nothing to tell them by.
     model: ModelConfig = field(default_factory=lambda: ModelConfig(r1=0.03, r2=0.03, lazy=4))
     optimizer: flags.OptimizerConfig = field(
         default_factory=lambda: flags.OptimizerConfig(learning_rate=1e-3, b1=0.0, b2=0.99, ema_decay=0.995)
