@@ -429,7 +429,7 @@ NAMED = {
         model=ModelConfig(layers=6, heads=8, width=256),
         optimizer=replace(Config().optimizer, learning_rate=1e-3, warmup_steps=500),
         run=flags.RunConfig(log_every=200, evaluate_every=5_000, checkpoint_every=5_000),
-        evaluate=EvaluateConfig(num_samples=10_000, num_conditions=2_000),
+        evaluate=EvaluateConfig(10_000, num_conditions=1_000, temperature=0.8, guidance=1.5, candidates=4),
     ),
 }
 
