@@ -124,14 +124,13 @@ def build(config: Config, spec: Spec) -> Experiment:
     controls_of(config.sample).check()
     Controls(config.evaluate.temperature).check()
     asked = asked_of(config.sample, options.conditions)
-    for guidance, conditions in ((config.sample.guidance, asked), (config.evaluate.guidance, options.conditions)):
-        if guidance is not None and not (conditions and options.condition_dropout):
+    for drawn, conditions in ((config.sample, asked), (config.evaluate, options.conditions)):
+        if drawn.guidance is not None and not (conditions and options.condition_dropout):
             raise UserError(
                 "--guidance is towards a --condition, of a model trained with --model.condition-dropout above 0"
             )
-    for candidates, conditions in ((config.sample.candidates, asked), (config.evaluate.candidates, options.conditions)):
-        if candidates < 1 or (candidates > 1 and not conditions):
-            raise UserError(f"--candidates {candidates}: expected 1, or more of a --condition to come close to")
+        if drawn.candidates < 1 or (drawn.candidates > 1 and not conditions):
+            raise UserError(f"--candidates {drawn.candidates}: expected 1, or more of a --condition to come close to")
     (length,), dtype = spec.entries["tokens"]
     network = Transformer(
         vocabulary=words.size,
@@ -193,7 +192,7 @@ def asked_of(sample: SampleConfig, names: Sequence[str]) -> dict[str, float]:
 
 
 def standardised(asked: dict[str, float], n: int, spec: Spec) -> np.ndarray:
-    """[n, 4] of properties by name, less the data's mean, in standard deviations; not numbers where not asked for."""
+    """[n, 4] of properties by name, less the data's mean, in standard deviations; NaN where not asked for."""
     rows = np.full((n, len(PROPERTIES)), np.nan, np.float32)
     for name, value in asked.items():
         mean, std = spec.properties[name]
@@ -202,9 +201,9 @@ def standardised(asked: dict[str, float], n: int, spec: Spec) -> np.ndarray:
 
 
 def distances(values: np.ndarray, wanted: np.ndarray, spec: Spec) -> np.ndarray:
-    """[n], of properties [n, 4] from what is wanted of them, standardised: root of the mean square over what is wanted.
+    """[n], root mean square of properties [n, 4], standardised, less those `wanted` that are not NaN.
 
-    Without end for what is no molecule.
+    Infinite where there is no molecule, whose properties are NaN.
     """
     mean, std = np.array([spec.properties[name] for name in PROPERTIES]).T
     is_wanted = ~np.isnan(wanted)
