@@ -50,6 +50,8 @@ class ModelConfig:
     """Importance samples in training: 1 is the evidence lower bound, more is IWAE."""
     doubly_reparameterized: bool = False
     """IWAE's encoder gradient as in DReG."""
+    resampled: bool = False
+    """IWAE's gradient through one of an image's samples, drawn by its weight: about half the time, and more noise."""
     beta: float = 1.0
     """Weight of the KL."""
     warmup_steps: int = 0
@@ -137,6 +139,7 @@ def build(config: Config, spec: Spec) -> Experiment:
         optimizer=config.optimizer.build(config.steps),
         num_samples=options.num_samples,
         doubly_reparameterized=options.doubly_reparameterized,
+        resampled=options.resampled,
         beta=options.beta,
         warmup_steps=options.warmup_steps,
         free_bits=options.free_bits,

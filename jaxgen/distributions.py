@@ -20,8 +20,11 @@ def bernoulli_log_prob(x: Array, logits: Array) -> Array:
     """Log Bernoulli(x; sigmoid(logits)), x in [0, 1].
 
     log sigmoid is written out: the sum below is finite for every logit and 1.8 times faster than `jax.nn.softplus`.
+    -|logits| is written as logits - 2 max(logits, 0), whose derivative at 0 is 0 in JAX, as it has to be here; that of
+    |.| is 1, and an output that starts at 0 would not learn that its pixel is always black.
     """
-    return x * logits - jnp.maximum(logits, 0) - jnp.log1p(jnp.exp(-jnp.abs(logits)))
+    positive = jnp.maximum(logits, 0)
+    return x * logits - positive - jnp.log1p(jnp.exp(logits - 2 * positive))
 
 
 def normal_log_prob(x: Array, mu: Array, logvar: Array) -> Array:

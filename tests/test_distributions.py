@@ -19,6 +19,8 @@ def test_bernoulli_equals_the_definition_and_is_finite_far_out():
     )
     np.testing.assert_array_equal(d.bernoulli_log_prob(x, logits)[3:], [0, 0])
     assert np.isfinite(jax.grad(lambda logits: d.bernoulli_log_prob(1 - x, logits).sum())(logits)).all()
+    slope = jax.grad(lambda logits: d.bernoulli_log_prob(x[:3], logits).sum())(logits[:3])
+    np.testing.assert_allclose(slope, x[:3] - jax.nn.sigmoid(logits[:3]), rtol=1e-6)  # at 0, too
 
 
 def test_normal_equals_scipy():

@@ -69,6 +69,7 @@ def vae(
     optimizer: optax.GradientTransformation,
     num_samples: int = 1,
     doubly_reparameterized: bool = False,
+    resampled: bool = False,
     beta: float = 1.0,
     warmup_steps: int = 0,
     free_bits: float = 0.0,
@@ -90,6 +91,8 @@ def vae(
       optimizer: for all parameters.
       num_samples: K. 1 maximises the evidence lower bound, more the importance-weighted bound (Burda et al. 2015).
       doubly_reparameterized: the gradient estimator of Tucker et al. 2019 for that bound.
+      resampled: the gradient of that bound through one of the K samples of an example, drawn by its weight: K forward
+        passes and one backward pass, unbiased, of more variance (Burda et al. 2015, section 3).
       beta: weight of the KL (Higgins et al. 2017); above 1 the loss is a weaker bound.
       warmup_steps: steps over which the weight of the KL grows linearly from 0 (Sønderby et al. 2016).
       free_bits: nats per latent dimension and example below which the KL is not pressed (Kingma et al. 2016, eq. 15,
@@ -116,8 +119,9 @@ def vae(
         raise ValueError("free bits need a KL in closed form: num_samples=1 and one stochastic layer")
     if total_correlation != 1 and (num_samples > 1 or len(latents) > 1):
         raise ValueError("the total correlation is of the evidence lower bound: num_samples=1 and one stochastic layer")
-    if doubly_reparameterized and num_samples == 1:
-        raise ValueError("the doubly-reparameterised gradient is of the importance-weighted bound, num_samples > 1")
+    if (doubly_reparameterized or resampled) and num_samples == 1:
+        kind = "doubly-reparameterised" if doubly_reparameterized else "resampled"
+        raise ValueError(f"the {kind} gradient is of the importance-weighted bound, num_samples > 1")
     top = len(latents) - 1
 
     # Networks ---------------------------------------------------------------------------------------------------------
@@ -157,12 +161,16 @@ def vae(
 
     # Terms of the bounds ----------------------------------------------------------------------------------------------
 
-    def infer(params: Params, x: Array, key: Key, num_samples: int, condition: Array | None):
+    def noise(key: Key, num_samples: int, x: Array) -> list[Array]:
+        """Standard normal, for each layer [K, B, D_l]."""
+        shape = num_samples, len(x)
+        return [jax.random.normal(jax.random.fold_in(key, layer), (*shape, dim)) for layer, dim in enumerate(latents)]
+
+    def infer(params: Params, x: Array, noise: Sequence[Array], condition: Array | None):
         """Z ~ q(z | x), reparameterised: for each layer z [K, B, D_l] and its (mu, logvar)."""
         zs, qs = [], []
-        for layer, dim in enumerate(latents):
+        for layer, eps in enumerate(noise):
             mu, logvar = q = posterior(params, layer, zs[-1] if zs else x, condition)
-            eps = jax.random.normal(jax.random.fold_in(key, layer), (num_samples, len(x), dim))
             zs.append(mu + jnp.exp(0.5 * logvar) * eps)
             qs.append(q)
         return zs, qs
@@ -186,15 +194,18 @@ def vae(
                 kl.append(normal_log_prob(z, *q) - normal_log_prob(z, *p))
         return Terms(reconstruction, tuple(kl))
 
+    def terms_of(params: Params, x: Array, noise: Sequence[Array], condition: Array | None, **options: bool) -> Terms:
+        """The terms at z ~ q(z | x)."""
+        return terms(params, x, *infer(params, x, noise, condition), condition, **options)
+
     def log_weights(params: Params, x: Array, key: Key, num_samples: int, condition: Array | None = None) -> Array:
-        condition = one_hot(condition)
-        return terms(params, x, *infer(params, x, key, num_samples, condition), condition).log_weight()
+        return terms_of(params, x, noise(key, num_samples, x), one_hot(condition)).log_weight()
 
     # Objectives, each the mean over examples of a loss [B] ------------------------------------------------------------
 
     def elbo_loss(params: Params, x: Array, key: Key, condition: Array | None, beta: Array) -> tuple[Array, Terms]:
         """Kingma & Welling 2014, eq. 10: -E_q[log p(x | z)] + KL(q(z | x) || p(z))."""
-        zs, qs = infer(params, x, key, 1, condition)
+        zs, qs = infer(params, x, noise(key, 1, x), condition)
         t = terms(params, x, zs, qs, condition, analytic=True)
         pressed = t._replace(kl=tuple(jnp.maximum(kl, free_bits) for kl in t.kl)) if free_bits else t
         loss = -pressed.log_weight(beta)[0]
@@ -204,29 +215,33 @@ def vae(
 
     def iwae_loss(params: Params, x: Array, key: Key, condition: Array | None, beta: Array) -> tuple[Array, Terms]:
         """Burda et al. 2015, eq. 8: -log mean_k w_k."""
-        t = terms(params, x, *infer(params, x, key, num_samples, condition), condition)
+        t = terms_of(params, x, noise(key, num_samples, x), condition)
         return -log_mean_exp(t.log_weight(beta)), t
 
-    def dreg_loss(params: Params, x: Array, key: Key, condition: Array | None, beta: Array) -> tuple[Array, Terms]:
-        """The same bound; the encoder's gradient as in Tucker et al. 2019, eq. 9: sum_k w~_k^2 dlog w_k/dz dz/dphi.
+    def surrogate_loss(params: Params, x: Array, key: Key, condition: Array | None, beta: Array) -> tuple[Array, Terms]:
+        """The same bound, its gradient estimated otherwise, by that of a weighted sum of log w.
 
-        log w is written down twice, once to weigh and once to differentiate: the same numbers, which the compiler
-        computes once.
+        Doubly reparameterised, the encoder's is sum_k w~_k^2 dlog w_k/dz dz/dphi (Tucker et al. 2019, eq. 9).
+        Resampled, sum_k w~_k (...) is (...) of one sample, k ~ w~ (Burda et al. 2015, section 3).
+        log w is written down twice, once to weigh and once to differentiate; where those are the same numbers, the
+        compiler computes them once.
         """
-        zs, _ = infer(params, x, key, num_samples, condition)
-        frozen = params | {"vae": {k: _freeze(v) if k.startswith("enc") else v for k, v in params["vae"].items()}}
-
-        def at(zs):  # q as a density has no gradient of its own, only through z
+        eps, frozen = noise(key, num_samples, x), _freeze(params)
+        t = terms_of(frozen, x, eps, condition)
+        log_w = t.log_weight(beta)
+        w = weight = jax.nn.softmax(log_w, axis=0)
+        if resampled:
+            k = jax.random.categorical(jax.random.fold_in(key, len(latents)), log_w, axis=0)[None]
+            eps = [jnp.take_along_axis(e, k[..., None], axis=0) for e in eps]
+            w, weight = jnp.take_along_axis(w, k, axis=0), jnp.ones(())
+        zs, qs = infer(params, x, eps, condition)
+        if doubly_reparameterized:  # q as a density has no gradient of its own, only through z
+            zs = [scale_gradient(z, w[..., None]) for z in zs]
             qs = [posterior(frozen, i, zs[i - 1] if i else x, condition) for i in range(len(zs))]
-            return terms(params, x, zs, qs, condition)
+        surrogate = -(weight * terms(params, x, zs, qs, condition).log_weight(beta)).sum(0)
+        return -log_mean_exp(log_w) + surrogate - _freeze(surrogate), t
 
-        log_w = _freeze(at(zs).log_weight(beta))
-        w = jax.nn.softmax(log_w, axis=0)
-        t = at([scale_gradient(z, w[..., None]) for z in zs])
-        surrogate = -(w * t.log_weight(beta)).sum(0)
-        return _freeze(-log_mean_exp(log_w)) + surrogate - _freeze(surrogate), t
-
-    bound = elbo_loss if num_samples == 1 else dreg_loss if doubly_reparameterized else iwae_loss
+    bound = elbo_loss if num_samples == 1 else surrogate_loss if doubly_reparameterized or resampled else iwae_loss
 
     def loss(params: Params, batch: Batch, key: Key) -> tuple[Array, Aux]:
         observe_key, key = jax.random.split(key)
@@ -248,7 +263,7 @@ def vae(
         """The bound that is trained, and the terms of the evidence lower bound: without beta, warm-up or free bits."""
         observe_key, key = jax.random.split(key)
         x, condition = observe(batch, observe_key), one_hot(batch.get("label"))
-        t = terms(params, x, *infer(params, x, key, num_samples, condition), condition, analytic=num_samples == 1)
+        t = terms_of(params, x, noise(key, num_samples, x), condition, analytic=num_samples == 1)
         log_w, kl = t.log_weight(), sum(kl.sum(-1) for kl in t.kl)
         values = {"elbo": log_w.mean(0), "reconstruction": t.reconstruction.mean(0), "kl": kl.mean(0)}
         return {"loss": -log_mean_exp(log_w)} | values

@@ -79,7 +79,8 @@ class MADE(nn.Module):
         if self.hidden:
             self.kernel_out = masked("kernel_out", degrees[-1], last - 1, init)
         if self.direct:
-            self.kernel_direct = masked("kernel_direct", first, last - 1, init)
+            # Each of these stands for itself: from 0, those of pixels that are hardly ever on stay out of the way.
+            self.kernel_direct = masked("kernel_direct", first, last - 1, nn.initializers.zeros)
         self.bias_out = self.param("bias_out", nn.initializers.zeros, last.shape)
         self.shifts = [nn.Dense(width, use_bias=False, dtype=self.dtype) for width in (*self.hidden, last.size)]
 
