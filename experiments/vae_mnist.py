@@ -51,7 +51,7 @@ class ModelConfig:
     doubly_reparameterized: bool = False
     """IWAE's encoder gradient as in DReG."""
     resampled: bool = False
-    """IWAE's gradient through one of an image's samples, drawn by its weight: about half the time, and more noise."""
+    """IWAE's gradient through one of an image's samples, drawn by its weight: of 50, half the time, and more noise."""
     beta: float = 1.0
     """Weight of the KL."""
     warmup_steps: int = 0
