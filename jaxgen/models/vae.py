@@ -166,12 +166,12 @@ def vae(
         shape = num_samples, len(x)
         return [jax.random.normal(jax.random.fold_in(key, layer), (*shape, dim)) for layer, dim in enumerate(latents)]
 
-    def infer(params: Params, x: Array, noise: Sequence[Array], condition: Array | None):
+    def infer(params: Params, x: Array, eps: Sequence[Array], condition: Array | None):
         """Z ~ q(z | x), reparameterised: for each layer z [K, B, D_l] and its (mu, logvar)."""
         zs, qs = [], []
-        for layer, eps in enumerate(noise):
+        for layer, standard in enumerate(eps):
             mu, logvar = q = posterior(params, layer, zs[-1] if zs else x, condition)
-            zs.append(mu + jnp.exp(0.5 * logvar) * eps)
+            zs.append(mu + jnp.exp(0.5 * logvar) * standard)
             qs.append(q)
         return zs, qs
 
@@ -194,9 +194,9 @@ def vae(
                 kl.append(normal_log_prob(z, *q) - normal_log_prob(z, *p))
         return Terms(reconstruction, tuple(kl))
 
-    def terms_of(params: Params, x: Array, noise: Sequence[Array], condition: Array | None, **options: bool) -> Terms:
+    def terms_of(params: Params, x: Array, eps: Sequence[Array], condition: Array | None, **options: bool) -> Terms:
         """The terms at z ~ q(z | x)."""
-        return terms(params, x, *infer(params, x, noise, condition), condition, **options)
+        return terms(params, x, *infer(params, x, eps, condition), condition, **options)
 
     def log_weights(params: Params, x: Array, key: Key, num_samples: int, condition: Array | None = None) -> Array:
         return terms_of(params, x, noise(key, num_samples, x), one_hot(condition)).log_weight()
