@@ -237,7 +237,7 @@ def test_pixelcnn_has_the_parameters_it_should_have():
 def test_made_has_the_weights_it_should_have():
     """Every weight matters that connects a degree with one that may see it, and no other does."""
     network = MADE((2, 2, 1), 2, hidden=(6,), direct=True)
-    tokens = 3 * jax.random.normal(KEY, (64, 4, 1))  # every ReLU is on for some
+    tokens = 6 * jax.random.normal(KEY, (64, 4, 1))  # every ReLU is on for some
     variables = started(network, tokens)
     assert jax.tree.map(jnp.shape, variables["params"]) == {
         "kernel_0": (4, 6),

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.usefixtures("one_device")
 
 SMALL = {
     "pixelcnn": pixelcnn_mnist.ModelConfig(width=4, depth=2, first_kernel=3),
-    "made": pixelcnn_mnist.ModelConfig("made", hidden=(16,), direct=True),
+    "made": pixelcnn_mnist.ModelConfig("made", hidden=(16,), direct=True, order="random"),
 }
 
 
@@ -94,6 +94,19 @@ def test_all_levels_by_flag(tmp_path):
     assert np.unique(np.asarray(Image.open(config.workdir / "samples" / "samples_0000020.png"))).size > 20
 
 
+def test_a_random_order_is_the_same_each_time_and_undone(tmp_path):
+    """Which pixel comes when is part of what parameters mean."""
+    key = jax.random.key(0)
+    image = jnp.arange(16, dtype=jnp.uint8).reshape(1, 4, 4, 1)
+    spec = Spec("noise", {"image": ((4, 4, 1), "uint8")})
+    for order, first in (("raster", [0, 1, 2, 3]), ("random", [11, 3, 13, 2])):
+        model = pixelcnn_mnist.build(small(tmp_path, "made", "none", components=2, order=order), spec).model
+        tokens = model.observe({"image": image}, key)
+        assert tokens[0, :4, 0].tolist() == first
+        params = model.init(key, {"image": image})
+        assert (model.sample(params, key, 1, prompt=tokens) == image).all()
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -110,6 +123,7 @@ def test_all_levels_by_flag(tmp_path):
         ),
         ({"run": flags.RunConfig(remat=True)}, "--run.remat is not for these networks"),
         ({"model": pixelcnn_mnist.ModelConfig(condition_dropout=2.0)}, "--model.condition-dropout 2.0"),
+        ({"model": pixelcnn_mnist.ModelConfig(order="random")}, "--model.order random is of --model.network made"),
         ({"model": pixelcnn_mnist.ModelConfig(first_kernel=4)}, "--model.first-kernel 4: expected an odd number"),
         ({"model": pixelcnn_mnist.ModelConfig(depth=0)}, "--model.depth 0"),
         ({"model": pixelcnn_mnist.ModelConfig("made", hidden=())}, "--model.hidden is empty"),

@@ -84,12 +84,12 @@ def test_the_table():
     assert "not yet run" in row_of(table([]), "made")
     one = row_of(table([result("vae-1layer", 90.0, [0]), result("vae-1layer", 87.5, [0])]), "vae-1layer")
     assert "test NLL 87.50 ± 0.10 | shortened: 200,000 steps, seed 0 | 10 min, 2 cores of a CPU" in one
-    two = row_of(table([result("fvsbn", 86.0, [0]), result("fvsbn", 88.0, [1])]), "fvsbn")
+    two = row_of(table([result("fvsbn", 86.0, [0], "full"), result("fvsbn", 88.0, [1])]), "fvsbn")
     assert "test NLL 87.00 ± 1.41" in two
     assert "shortened" not in two  # its whole schedule fits
-    command = f"python -m experiments.{ROWS['made'].command} --model.hidden 9 --steps 7 --seed 0"
-    whole = result("made", 80.0, [0], "full", command=command)
-    full = row_of(table([whole, result("made", 88.0, [1])]), "made")
+    command = f"python -m experiments.{ROWS['vae-1layer'].command} --model.hidden 9 --steps 7 --seed 0"
+    whole = result("vae-1layer", 80.0, [0], "full", command=command)
+    full = row_of(table([whole, result("vae-1layer", 88.0, [1])]), "vae-1layer")
     assert "80.00" in full
     assert "200,000 steps, seed 0, `--model.hidden 9` |" in full
     assert "not yet run" in row_of(table([result("made", 80.0, [0], "smoke")]), "made")

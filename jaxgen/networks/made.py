@@ -39,9 +39,9 @@ class MADE(nn.Module):
     An optional condition [B, D] enters through a dense layer of its own in every layer.
 
     Attributes:
-      shape: (..., C), of which T is the product of the others: images are read in raster order.
+      shape: (..., C), of which T is the product of the others: in images, pixels in the order in which they are given.
       features_out: K, numbers per token.
-      levels: of a channel: tokens are 0, ..., levels - 1, and enter scaled to [-1, 1].
+      levels: of a channel: tokens are 0, ..., levels - 1, and enter scaled to [0, 1].
       hidden: widths of the hidden layers, under ReLU.
       direct: connect each output with the tokens before it, too.
       dtype: of the arithmetic; parameters and outputs are float32.
@@ -72,8 +72,8 @@ class MADE(nn.Module):
             kernel = self.param(name, init, (before.size, after.size))
             return (kernel * (before[:, None] <= after)).astype(self.compute)
 
-        # About half of the weights are left out: twice the variance makes up for that.
-        init = nn.initializers.he_normal()
+        # Uniform within 1 / sqrt(inputs).
+        init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
         self.kernels = [masked(f"kernel_{i}", *pair, init) for i, pair in enumerate(pairwise(degrees))]
         self.biases = [self.param(f"bias_{i}", nn.initializers.zeros, (width,)) for i, width in enumerate(self.hidden)]
         if self.hidden:
@@ -153,5 +153,6 @@ class MADE(nn.Module):
 
     def scale(self, tokens: Array) -> Array:
         """[B, ..., C] -> [B, ... * C]."""
-        x = (tokens / ((self.levels - 1) / 2) - 1).astype(self.compute)
+        # 0 is black: what says nothing in most images adds nothing.
+        x = (tokens / (self.levels - 1)).astype(self.compute)
         return x.reshape(x.shape[0], math.prod(x.shape[1:]))
