@@ -50,7 +50,7 @@ class ModelConfig:
     first_kernel: int = 7
     """Size of the first layer's kernel (of pixelcnn)."""
     dropout: float = 0.0
-    """Share of features dropped in training (of pixelcnn)."""
+    """Share of features dropped in training."""
     hidden: tuple[int, ...] = (1_000,)
     """Width of the hidden layers (of made); none and --model.direct is a fully visible belief network."""
     direct: bool = False
@@ -151,7 +151,15 @@ def build(config: Config, spec: Spec) -> Experiment:
 
 def network_of(config: Config, shape: tuple[int, ...], outputs: int, levels: int) -> Network:
     options = config.model
-    common = {"shape": shape, "features_out": outputs, "levels": levels, "dtype": config.run.dtype}
+    if not 0 <= options.dropout < 1:
+        raise UserError(f"--model.dropout {options.dropout}: expected a share below 1")
+    common = {
+        "shape": shape,
+        "features_out": outputs,
+        "levels": levels,
+        "dropout": options.dropout,
+        "dtype": config.run.dtype,
+    }
     if options.network == "made":
         if not options.hidden and not options.direct:
             raise UserError("--model.hidden is empty: give widths, or --model.direct for a belief network")
@@ -160,16 +168,9 @@ def network_of(config: Config, shape: tuple[int, ...], outputs: int, levels: int
         raise UserError(f"--model.order {options.order} is of --model.network made: leave it out")
     if options.first_kernel < 3 or options.first_kernel % 2 == 0:
         raise UserError(f"--model.first-kernel {options.first_kernel}: expected an odd number from 3 on")
-    if not (options.width >= 1 and options.depth >= 1 and 0 <= options.dropout < 1):
-        given = f"--model.width {options.width}, --model.depth {options.depth}, --model.dropout {options.dropout}"
-        raise UserError(f"{given}: expected at least 1 of the first two, and a share below 1")
-    return PixelCNN(
-        width=options.width,
-        depth=options.depth,
-        first_kernel=options.first_kernel,
-        dropout=options.dropout,
-        **common,
-    )
+    if not (options.width >= 1 and options.depth >= 1):
+        raise UserError(f"--model.width {options.width}, --model.depth {options.depth}: expected at least 1 of each")
+    return PixelCNN(width=options.width, depth=options.depth, first_kernel=options.first_kernel, **common)
 
 
 def experiment(model: Autoregressive, config: Config, spec: Spec) -> Experiment:

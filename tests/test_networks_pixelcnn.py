@@ -202,8 +202,9 @@ def test_bfloat16_is_of_the_arithmetic_alone(make):
     np.testing.assert_allclose(outputs[:, :-1], exact, rtol=0.05, atol=0.05 * np.abs(exact).max())
 
 
-def test_dropout_of_the_pixelcnn_is_for_training():
-    network = PixelCNN((3, 4, 1), 1, width=8, depth=2, dropout=0.5)
+@pytest.mark.parametrize("name", ["pixelcnn", "made"])
+def test_dropout_is_for_training(name):
+    network = NETWORKS[name]((3, 4, 1), 1, dropout=0.5)
     tokens = tokens_of((3, 4, 1))
     variables = started(network, tokens)
     plain = network.apply(variables, tokens)

@@ -126,6 +126,7 @@ def test_a_random_order_is_the_same_each_time_and_undone(tmp_path):
         ({"model": pixelcnn_mnist.ModelConfig(order="random")}, "--model.order random is of --model.network made"),
         ({"model": pixelcnn_mnist.ModelConfig(first_kernel=4)}, "--model.first-kernel 4: expected an odd number"),
         ({"model": pixelcnn_mnist.ModelConfig(depth=0)}, "--model.depth 0"),
+        ({"model": pixelcnn_mnist.ModelConfig("made", dropout=1.0)}, "--model.dropout 1.0"),
         ({"model": pixelcnn_mnist.ModelConfig("made", hidden=())}, "--model.hidden is empty"),
     ],
 )

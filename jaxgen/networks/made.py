@@ -9,6 +9,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from jaxgen.networks.dropout import drop
+
 Array = jax.Array
 
 
@@ -44,6 +46,8 @@ class MADE(nn.Module):
       levels: of a channel: tokens are 0, ..., levels - 1, and enter scaled to [0, 1].
       hidden: widths of the hidden layers, under ReLU.
       direct: connect each output with the tokens before it, too.
+      dropout: share of the hidden units that are dropped where there is a key "dropout" to draw them with, that is in
+        training.
       dtype: of the arithmetic; parameters and outputs are float32.
     """
 
@@ -52,6 +56,7 @@ class MADE(nn.Module):
     levels: int = 2
     hidden: Sequence[int] = (500,)
     direct: bool = False
+    dropout: float = 0.0
     dtype: str | None = None
 
     given = 0  # tokens that are not predicted
@@ -143,8 +148,8 @@ class MADE(nn.Module):
     def deep(self, h: Array, condition: Array | None) -> Array:
         """The first hidden layer before its activation -> the last one after it."""
         for i, kernel in enumerate(self.kernels[1:], 1):
-            h = nn.relu(h) @ kernel + self.bias(i, condition)
-        return nn.relu(h)
+            h = drop(self, self.dropout, nn.relu(h)) @ kernel + self.bias(i, condition)
+        return drop(self, self.dropout, nn.relu(h))
 
     def bias(self, layer: int, condition: Array | None) -> Array:
         """[width], or with a condition [B, width]."""
