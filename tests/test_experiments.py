@@ -46,6 +46,12 @@ CONFIGS = {
     "vae_mnist conv": vae_mnist.Config(
         batch_size=16, data=DIGITS, model=vae_mnist.ModelConfig("conv", (16,), latents=(4,), conditional=True)
     ),
+    "vae_mnist muon": vae_mnist.Config(
+        batch_size=16,
+        optimizer=flags.OptimizerConfig("muon", clip_norm=100.0, weight_decay=0.1),
+        data=DIGITS,
+        model=vae_mnist.ModelConfig(hidden=(32,), latents=(4,)),
+    ),
     "vae_mnist iwae": vae_mnist.Config(
         batch_size=16,
         data=DIGITS,

@@ -118,6 +118,28 @@ def test_a_long_gradient_is_scaled_down_to_its_largest_norm():
     np.testing.assert_allclose(moments, [[(1 / 0.5) ** 2] * 2, [10.0**2] * 2], rtol=1e-5)
 
 
+def test_muon_moves_each_direction_of_a_kernel_equally():
+    """Singular values of the first step are as near to 1 as five iterations bring them, in units of
+    the step size and 0.2 times the root of the longer side. What is no kernel goes with Adam.
+    """
+    shapes = {"one": (30, 12), "stacked": (2, 12, 30), "of images": (3, 3, 4, 20)}
+    rng = np.random.default_rng(0)
+    params = {name: {"kernel": jnp.asarray(rng.normal(size=shape) + 1)} for name, shape in shapes.items()}
+    params["norm"], params["words"] = {"scale": jnp.ones(5)}, {"embedding": jnp.asarray(rng.normal(size=(7, 3)))}
+    optimizer = OptimizerConfig("muon", learning_rate=0.1, schedule="constant").build(5)
+    update, _ = jax.jit(optimizer.update)(params, optimizer.init(params), params)  # a gradient like any other
+    for name, rows in (("one", 30), ("stacked", 12), ("of images", 36)):
+        change, gradient = (np.asarray(tree[name]["kernel"]) for tree in (update, params))
+        matrices = change.reshape(-1, rows, change.shape[-1])
+        unit = 0.1 * 0.2 * max(matrices.shape[1:]) ** 0.5
+        assert np.all(np.abs(np.linalg.svd(matrices)[1] / unit - 1) < 0.35), name
+        assert (change * gradient).sum() < 0
+    for leaf, gradient in ((update["norm"]["scale"], 1), (update["words"]["embedding"], params["words"]["embedding"])):
+        np.testing.assert_allclose(
+            leaf / np.sign(gradient), -0.1 * (1 + 0.9 / 1.9), rtol=1e-4
+        )  # with Nesterov's momentum
+
+
 def test_a_loss_that_is_not_due_is_no_bad_step():
     """Without a guard in the step; the second objective has a value at every third step, the others are no number."""
     guard = Guard(3, {"b loss": 3})
