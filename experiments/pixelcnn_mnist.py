@@ -183,7 +183,7 @@ def experiment(model: Autoregressive, config: Config, spec: Spec) -> Experiment:
     observe = jax.jit(model.observe)
 
     def exhibits(params, arrays, key):
-        """Samples; held-out images, and below them what the model makes of half of their pixels, thrice."""
+        """Samples; held-out images, and below them three times what the model makes of half of their pixels."""
         n = 10
         some = {name: array[np.arange(n) % len(array)] for name, array in arrays.items()}
         tokens, label = observe(some, key), some.get("label") if conditional else None

@@ -127,7 +127,7 @@ class OptimizerConfig:
     """The optimiser and its schedule."""
 
     name: Literal["adam", "muon"] = "adam"
-    """Adam (Kingma & Ba 2015), or for kernels Muon (Jordan et al. 2024), whose steps are dearer and get further."""
+    """Adam (Kingma & Ba 2015), or for kernels Muon (Jordan et al. 2024), whose steps get further and cost more."""
     learning_rate: float = 1e-3
     """Step size at its highest."""
     schedule: Literal["constant", "cosine"] = "cosine"
@@ -169,22 +169,20 @@ class OptimizerConfig:
             rise = optax.linear_schedule(0.0, self.learning_rate, self.warmup_steps)
             rate = optax.join_schedules([rise, rate], [self.warmup_steps])
         moments = {"b1": self.b1, "b2": self.b2, "eps": self.epsilon}
-        optimizer = optax.adamw(rate, weight_decay=self.weight_decay, mask=_decays, **moments)
-        if not self.weight_decay:
-            optimizer = optax.adam(rate, **moments)
         if self.name == "muon":
-            optimizer = optax.chain(
-                _muon(**moments),
-                optax.add_decayed_weights(self.weight_decay, mask=_decays),
-                optax.scale_by_learning_rate(rate),
-            )
+            decay = optax.add_decayed_weights(self.weight_decay, mask=_decays)
+            optimizer = optax.chain(_muon(**moments), decay, optax.scale_by_learning_rate(rate))
+        elif self.weight_decay:
+            optimizer = optax.adamw(rate, weight_decay=self.weight_decay, mask=_decays, **moments)
+        else:
+            optimizer = optax.adam(rate, **moments)
         if self.clip_norm:
             optimizer = optax.chain(optax.clip_by_global_norm(self.clip_norm), optimizer)
         return Private(*optimizer, self.example_norm, self.noise_multiplier) if self.private else optimizer
 
 
 def _muon(b1: float, b2: float, eps: float) -> optax.GradientTransformation:
-    """Directions of Muon for kernels, and Adam's for the rest, of the same size (Liu et al. 2025, equation 4)."""
+    """Directions of Muon for kernels, for the rest Adam's with Nesterov's momentum, all of one size (Liu et al. 2025)."""
 
     def matrices(params: PyTree) -> PyTree:
         """[in, out], layers that are stacked [L, in, out], and the kernels of images [H, W, in, out] as one matrix."""

@@ -119,8 +119,8 @@ def test_a_long_gradient_is_scaled_down_to_its_largest_norm():
 
 
 def test_muon_moves_each_direction_of_a_kernel_equally():
-    """Singular values of the first step are as near to 1 as five iterations bring them, in units of
-    the step size and 0.2 times the root of the longer side. What is no kernel goes with Adam.
+    """Singular values of the first step are as near to 1 as five iterations bring them, in units of the step size and
+    0.2 times the root of the longer side. What is no kernel goes with Adam, which has Nesterov's momentum here.
     """
     shapes = {"one": (30, 12), "stacked": (2, 12, 30), "of images": (3, 3, 4, 20)}
     rng = np.random.default_rng(0)
@@ -135,9 +135,7 @@ def test_muon_moves_each_direction_of_a_kernel_equally():
         assert np.all(np.abs(np.linalg.svd(matrices)[1] / unit - 1) < 0.35), name
         assert (change * gradient).sum() < 0
     for leaf, gradient in ((update["norm"]["scale"], 1), (update["words"]["embedding"], params["words"]["embedding"])):
-        np.testing.assert_allclose(
-            leaf / np.sign(gradient), -0.1 * (1 + 0.9 / 1.9), rtol=1e-4
-        )  # with Nesterov's momentum
+        np.testing.assert_allclose(leaf / np.sign(gradient), -0.1 * (1 + 0.9 / 1.9), rtol=1e-4)
 
 
 def test_a_loss_that_is_not_due_is_no_bad_step():
