@@ -182,7 +182,7 @@ class OptimizerConfig:
 
 
 def _muon(b1: float, b2: float, eps: float) -> optax.GradientTransformation:
-    """Directions of Muon for kernels, for the rest Adam's with Nesterov's momentum, all of one size (Liu et al. 2025)."""
+    """Muon's directions for kernels, Adam's with Nesterov's momentum for the rest, of one size (Liu et al. 2025)."""
 
     def matrices(params: PyTree) -> PyTree:
         """[in, out], layers that are stacked [L, in, out], and the kernels of images [H, W, in, out] as one matrix."""
