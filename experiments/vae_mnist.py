@@ -52,6 +52,10 @@ class ModelConfig:
     """IWAE's encoder gradient as in DReG."""
     resampled: bool = False
     """IWAE's gradient through one of an image's samples, drawn by its weight: of 50, half the time, and more noise."""
+    early_samples: int = 1
+    """Importance samples in the first steps: fewer are cheaper, and leave networks that more can go on with."""
+    early_steps: int = 0
+    """How many steps those are."""
     beta: float = 1.0
     """Weight of the KL."""
     warmup_steps: int = 0
@@ -140,6 +144,8 @@ def build(config: Config, spec: Spec) -> Experiment:
         num_samples=options.num_samples,
         doubly_reparameterized=options.doubly_reparameterized,
         resampled=options.resampled,
+        early_samples=options.early_samples,
+        early_steps=options.early_steps,
         beta=options.beta,
         warmup_steps=options.warmup_steps,
         free_bits=options.free_bits,

@@ -238,6 +238,29 @@ def test_free_bits_warmup_and_beta():
         params = params | aux.writes
 
 
+@pytest.mark.parametrize("options", [{}, {"resampled": True}, {"warmup_steps": 4}])
+def test_first_steps_are_those_of_fewer_samples(options):
+    """Loss and gradient; one sample's are those of the evidence lower bound."""
+    batch = {"image": (255 * jax.random.uniform(jax.random.key(1), (4, *PIXELS))).astype(jnp.uint8)}
+    last = linear(num_samples=5, **options)
+
+    def descent(model, params, step):
+        params = params | {"warmup": {"steps": jnp.full((), float(step))}}
+        return jax.jit(jax.value_and_grad(model.objectives[0].loss, has_aux=True))(params, batch, jax.random.key(2))
+
+    for early_samples in (1, 2):
+        few = {} if early_samples == 1 and "resampled" in options else options
+        first = linear(num_samples=early_samples, **few)
+        model = linear(num_samples=5, early_samples=early_samples, early_steps=2, **options)
+        params = model.init(jax.random.key(0), batch)
+        for step in range(4):
+            (value, aux), grad = descent(model, params, step)
+            (expected, _), gradient = descent(first if step < 2 else last, params, step)
+            np.testing.assert_allclose(value, expected, rtol=1e-6)
+            jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), grad, gradient)
+            assert aux.writes["warmup"]["steps"] == step + 1
+
+
 def test_total_correlation_of_a_batch():
     """None where the posteriors' mean is a product; of points on a line that are far apart, (D - 1) log B."""
     grid = jnp.stack(jnp.meshgrid(jnp.arange(3.0), jnp.arange(4.0), indexing="ij"), -1).reshape(12, 2)
@@ -295,6 +318,8 @@ def test_condition_reaches_encoder_decoder_and_samples():
         {"num_samples": 2, "total_correlation": 2.0},
         {"doubly_reparameterized": True},
         {"resampled": True},
+        {"early_steps": 5},
+        {"early_steps": 5, "early_samples": 3, "num_samples": 2},
         {"latents": [1, 2]},
     ],
 )
@@ -345,8 +370,9 @@ TWO_LAYERS = {
     [
         {"num_classes": 3, "warmup_steps": 5},
         TWO_LAYERS | {"num_samples": 3, "doubly_reparameterized": True},
+        TWO_LAYERS | {"num_samples": 3, "resampled": True, "early_samples": 2, "early_steps": 2},
     ],
-    ids=["conv, conditional, warm-up", "two layers, DReG"],
+    ids=["conv, conditional, warm-up", "two layers, DReG", "two layers, more samples later"],
 )
 def test_conformance(options):
     key = jax.random.key(9)

@@ -10,7 +10,7 @@ by layer, KL = log q - log p. Shapes: K samples, B examples, D_l latent dimensio
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -70,6 +70,8 @@ def vae(
     num_samples: int = 1,
     doubly_reparameterized: bool = False,
     resampled: bool = False,
+    early_samples: int = 1,
+    early_steps: int = 0,
     beta: float = 1.0,
     warmup_steps: int = 0,
     free_bits: float = 0.0,
@@ -93,6 +95,8 @@ def vae(
       doubly_reparameterized: the gradient estimator of Tucker et al. 2019 for that bound.
       resampled: the gradient of that bound through one of the K samples of an example, drawn by its weight: K forward
         passes and one backward pass, unbiased, of more variance (Burda et al. 2015, section 3).
+      early_samples: K in the first steps, whose bound is looser and cheaper.
+      early_steps: how many those are.
       beta: weight of the KL (Higgins et al. 2017); above 1 the loss is a weaker bound.
       warmup_steps: steps over which the weight of the KL grows linearly from 0 (Sønderby et al. 2016).
       free_bits: nats per latent dimension and example below which the KL is not pressed (Kingma et al. 2016, eq. 15,
@@ -122,6 +126,8 @@ def vae(
     if (doubly_reparameterized or resampled) and num_samples == 1:
         kind = "doubly-reparameterised" if doubly_reparameterized else "resampled"
         raise ValueError(f"the {kind} gradient is of the importance-weighted bound, num_samples > 1")
+    if early_steps and not 1 <= early_samples < num_samples:
+        raise ValueError(f"early_samples is {early_samples}: want at least 1 and fewer than num_samples, {num_samples}")
     top = len(latents) - 1
 
     # Networks ---------------------------------------------------------------------------------------------------------
@@ -138,7 +144,7 @@ def vae(
                 decoder = decoder.clone(output_bias=lambda key, shape, dtype: bias.reshape(shape).astype(dtype))
             network[f"encoder_{layer + 1}"] = encoder.init(up, h, condition)["params"]
             network[f"decoder_{layer + 1}"] = decoder.init(down, jnp.zeros((1, latents[layer])), condition)["params"]
-        return {"vae": network} | ({"warmup": {"steps": jnp.zeros(())}} if warmup_steps else {})
+        return {"vae": network} | ({"warmup": {"steps": jnp.zeros(())}} if warmup_steps or early_steps else {})
 
     def posterior(params: Params, layer: int, h: Array, condition: Array | None) -> tuple[Array, Array]:
         """q(z_l | h): mean and log-variance, [..., D_l]."""
@@ -201,11 +207,11 @@ def vae(
     def log_weights(params: Params, x: Array, key: Key, num_samples: int, condition: Array | None = None) -> Array:
         return terms_of(params, x, noise(key, num_samples, x), one_hot(condition)).log_weight()
 
-    # Objectives, each the mean over examples of a loss [B] ------------------------------------------------------------
+    # Objectives, each the mean over examples of a loss [B], by K samples of each --------------------------------------
 
-    def elbo_loss(params: Params, x: Array, key: Key, condition: Array | None, beta: Array) -> tuple[Array, Terms]:
+    def elbo_loss(K: int, params: Params, x: Array, key: Key, condition: Array | None, beta: Array):
         """Kingma & Welling 2014, eq. 10: -E_q[log p(x | z)] + KL(q(z | x) || p(z))."""
-        zs, qs = infer(params, x, noise(key, 1, x), condition)
+        zs, qs = infer(params, x, noise(key, K, x), condition)
         t = terms(params, x, zs, qs, condition, analytic=True)
         pressed = t._replace(kl=tuple(jnp.maximum(kl, free_bits) for kl in t.kl)) if free_bits else t
         loss = -pressed.log_weight(beta)[0]
@@ -213,12 +219,12 @@ def vae(
             loss += beta * (total_correlation - 1) * minibatch_total_correlation(zs[0][0], *qs[0])
         return loss, t
 
-    def iwae_loss(params: Params, x: Array, key: Key, condition: Array | None, beta: Array) -> tuple[Array, Terms]:
+    def iwae_loss(K: int, params: Params, x: Array, key: Key, condition: Array | None, beta: Array):
         """Burda et al. 2015, eq. 8: -log mean_k w_k."""
-        t = terms_of(params, x, noise(key, num_samples, x), condition)
+        t = terms_of(params, x, noise(key, K, x), condition)
         return -log_mean_exp(t.log_weight(beta)), t
 
-    def surrogate_loss(params: Params, x: Array, key: Key, condition: Array | None, beta: Array) -> tuple[Array, Terms]:
+    def surrogate_loss(K: int, params: Params, x: Array, key: Key, condition: Array | None, beta: Array):
         """The same bound, its gradient estimated otherwise, by that of a weighted sum of log w.
 
         Doubly reparameterised, the encoder's is sum_k w~_k^2 dlog w_k/dz dz/dphi (Tucker et al. 2019, eq. 9).
@@ -226,7 +232,7 @@ def vae(
         log w is written down twice, once to weigh and once to differentiate; where those are the same numbers, the
         compiler computes them once.
         """
-        eps, frozen = noise(key, num_samples, x), _freeze(params)
+        eps, frozen = noise(key, K, x), _freeze(params)
         t = terms_of(frozen, x, eps, condition)
         log_w = t.log_weight(beta)
         w = weight = jax.nn.softmax(log_w, axis=0)
@@ -241,20 +247,31 @@ def vae(
         surrogate = -(weight * terms(params, x, zs, qs, condition).log_weight(beta)).sum(0)
         return -log_mean_exp(log_w) + surrogate - _freeze(surrogate), t
 
-    bound = elbo_loss if num_samples == 1 else surrogate_loss if doubly_reparameterized or resampled else iwae_loss
+    many = surrogate_loss if doubly_reparameterized or resampled else iwae_loss
+
+    def bound(K: int) -> Callable[..., dict[str, Array]]:
+        """The means over examples of the loss by K samples, and of its terms."""
+
+        def means(*args: Any) -> dict[str, Array]:
+            loss, t = (many if K > 1 else elbo_loss)(K, *args)
+            kl = sum(kl.sum(-1).mean() for kl in t.kl)
+            return {"loss": loss.mean(), "reconstruction": t.reconstruction.mean(), "kl": kl}
+
+        return means
 
     def loss(params: Params, batch: Batch, key: Key) -> tuple[Array, Aux]:
         observe_key, key = jax.random.split(key)
         weight, writes = jnp.asarray(beta), {}
-        if warmup_steps:
+        if "warmup" in params:
             steps = params["warmup"]["steps"]
-            weight, writes = beta * jnp.minimum(steps / warmup_steps, 1), {"warmup": {"steps": steps + 1}}
-        per_example, t = bound(params, observe(batch, observe_key), key, one_hot(batch.get("label")), weight)
-        metrics = {
-            "loss": per_example.mean(),
-            "reconstruction": t.reconstruction.mean(),
-            "kl": sum(kl.sum(-1).mean() for kl in t.kl),
-        }
+            writes = {"warmup": {"steps": steps + 1}}
+        if warmup_steps:
+            weight = beta * jnp.minimum(steps / warmup_steps, 1)
+        terms = params, observe(batch, observe_key), key, one_hot(batch.get("label")), weight
+        if early_steps:
+            metrics = jax.lax.cond(steps < early_steps, bound(early_samples), bound(num_samples), *terms)
+        else:
+            metrics = bound(num_samples)(*terms)
         return metrics["loss"], Aux(metrics, writes)
 
     # What a trained model can do --------------------------------------------------------------------------------------
