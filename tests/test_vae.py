@@ -319,7 +319,8 @@ def test_condition_reaches_encoder_decoder_and_samples():
         {"doubly_reparameterized": True},
         {"resampled": True},
         {"early_steps": 5},
-        {"early_steps": 5, "early_samples": 3, "num_samples": 2},
+        {"early_steps": 5, "early_samples": 2, "num_samples": 2},
+        {"early_samples": 2, "num_samples": 3},
         {"latents": [1, 2]},
     ],
 )

@@ -126,8 +126,11 @@ def vae(
     if (doubly_reparameterized or resampled) and num_samples == 1:
         kind = "doubly-reparameterised" if doubly_reparameterized else "resampled"
         raise ValueError(f"the {kind} gradient is of the importance-weighted bound, num_samples > 1")
-    if early_steps and not 1 <= early_samples < num_samples:
-        raise ValueError(f"early_samples is {early_samples}: want at least 1 and fewer than num_samples, {num_samples}")
+    if (early_samples, early_steps) != (1, 0) and not (early_steps > 0 and 1 <= early_samples < num_samples):
+        raise ValueError(
+            f"the first {early_steps} steps are of early_samples={early_samples}, the others of "
+            f"num_samples={num_samples}: want some steps, and of fewer samples"
+        )
     top = len(latents) - 1
 
     # Networks ---------------------------------------------------------------------------------------------------------
