@@ -55,7 +55,7 @@ class ModelConfig:
     early_samples: int = 1
     """Importance samples in the first steps: fewer are cheaper, and leave networks that more can go on with."""
     early_steps: int = 0
-    """How many steps those are."""
+    """How many steps those are; of several seeds they cost as much as the others."""
     beta: float = 1.0
     """Weight of the KL."""
     warmup_steps: int = 0

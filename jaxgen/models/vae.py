@@ -96,7 +96,7 @@ def vae(
       resampled: the gradient of that bound through one of the K samples of an example, drawn by its weight: K forward
         passes and one backward pass, unbiased, of more variance (Burda et al. 2015, section 3).
       early_samples: K in the first steps, whose bound is looser and cheaper.
-      early_steps: how many those are.
+      early_steps: how many those are. Where steps are mapped by `vmap`, each pays for both bounds.
       beta: weight of the KL (Higgins et al. 2017); above 1 the loss is a weaker bound.
       warmup_steps: steps over which the weight of the KL grows linearly from 0 (Sønderby et al. 2016).
       free_bits: nats per latent dimension and example below which the KL is not pressed (Kingma et al. 2016, eq. 15,
