@@ -201,7 +201,7 @@ def _muon(b1: float, b2: float, eps: float) -> optax.GradientTransformation:
 def _decays(params: PyTree) -> PyTree:
     """True for what multiplies activations; a norm's scale and a bias have no size that ought to be small."""
     names = ("kernel", "embedding")
-    return jax.tree.map_with_path(lambda path, _: getattr(path[-1], "key", "") in names, params)
+    return jax.tree.map_with_path(lambda path, _: getattr(path[-1], "key", "").startswith(names), params)
 
 
 @dataclass(frozen=True)

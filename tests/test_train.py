@@ -118,6 +118,19 @@ def test_a_long_gradient_is_scaled_down_to_its_largest_norm():
     np.testing.assert_allclose(moments, [[(1 / 0.5) ** 2] * 2, [10.0**2] * 2], rtol=1e-5)
 
 
+@pytest.mark.parametrize("name", ["adam", "muon"])
+def test_weight_decay_is_of_kernels_and_embeddings(name):
+    """Each in whatever words a network calls it: all of it that multiplies."""
+    ones = jnp.ones((3, 4))
+    shrinking = {"kernel": ones, "kernel_0": ones, "kernel_direct": ones, "embedding": ones}
+    others = {"bias": ones[0], "bias_out": ones[0], "scale": ones[0], "output_bias": ones[0], "start": ones[0]}
+    params = {"layer": shrinking | others}
+    optimizer = OptimizerConfig(name, learning_rate=0.5, schedule="constant", weight_decay=0.1).build(1)
+    updates, _ = optimizer.update(jax.tree.map(jnp.zeros_like, params), optimizer.init(params), params)
+    for parameter, update in updates["layer"].items():
+        np.testing.assert_allclose(update, -0.05 if parameter in shrinking else 0.0, rtol=1e-6, err_msg=parameter)
+
+
 def test_muon_moves_each_direction_of_a_kernel_equally():
     """Singular values of the first step are as near to 1 as five iterations bring them, in units of the step size and
     0.2 times the root of the longer side. What is no kernel goes with Adam, which has Nesterov's momentum here.
