@@ -241,11 +241,11 @@ NAMED = {
     # A fully visible sigmoid belief network: a logistic regression of each pixel on those before it.
     "fvsbn": Config(
         workdir=Path("runs/fvsbn"),
-        steps=40_000,
+        steps=20_000,
         batch_size=500,
         data=flags.ImageDataConfig(strict=True),
         model=ModelConfig("made", hidden=(), direct=True),
-        optimizer=flags.OptimizerConfig(learning_rate=2e-2),
+        optimizer=flags.OptimizerConfig(learning_rate=1e-2),
         run=flags.RunConfig(log_every=500, evaluate_every=5_000),
     ),
 }
