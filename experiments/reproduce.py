@@ -60,7 +60,7 @@ _RATE = "--optimizer.learning-rate 2e-3 --optimizer.warmup-steps 1000"
 # K forward passes and one backward, and DReG's gradient, of less variance: more steps in an hour of two cores, and
 # larger ones.
 _CHEAP = f"--model.resampled --model.doubly-reparameterized {_RATE}"
-# 50 samples only where 5 have led: a step of them costs as much as seven of those.
+# 50 samples only where 5 have led: a step of them costs as much as five or six of those.
 _LATER = f"--steps 140000 --model.early-samples 5 --model.early-steps 115000 {_CHEAP}"
 # 3,280 epochs of 60,000 images, in batches of 1,000 where Burda et al. have 20.
 _EPOCHS, _HALF = f"--steps 196800 --batch-size 1000 {_RATE}", f"--steps 98400 --batch-size 1000 {_RATE}"

@@ -210,7 +210,7 @@ def vae(
     def log_weights(params: Params, x: Array, key: Key, num_samples: int, condition: Array | None = None) -> Array:
         return terms_of(params, x, noise(key, num_samples, x), one_hot(condition)).log_weight()
 
-    # Objectives, each the mean over examples of a loss [B], by K samples of each --------------------------------------
+    # Objectives, each the mean over examples of a loss [B] by K samples; beside it its terms --------------------------
 
     def elbo_loss(K: int, params: Params, x: Array, key: Key, condition: Array | None, beta: Array):
         """Kingma & Welling 2014, eq. 10: -E_q[log p(x | z)] + KL(q(z | x) || p(z))."""
@@ -270,11 +270,11 @@ def vae(
             writes = {"warmup": {"steps": steps + 1}}
         if warmup_steps:
             weight = beta * jnp.minimum(steps / warmup_steps, 1)
-        terms = params, observe(batch, observe_key), key, one_hot(batch.get("label")), weight
+        given = params, observe(batch, observe_key), key, one_hot(batch.get("label")), weight
         if early_steps:
-            metrics = jax.lax.cond(steps < early_steps, bound(early_samples), bound(num_samples), *terms)
+            metrics = jax.lax.cond(steps < early_steps, bound(early_samples), bound(num_samples), *given)
         else:
-            metrics = bound(num_samples)(*terms)
+            metrics = bound(num_samples)(*given)
         return metrics["loss"], Aux(metrics, writes)
 
     # What a trained model can do --------------------------------------------------------------------------------------
