@@ -57,8 +57,7 @@ _FEW = "--evaluate.num-samples 1000 --evaluate.num-conditions 8"
 _MOLECULES = f"--data.name nci --data.representation selfies --data.longest 20 --steps 4 --batch-size 8 {_FEW} {_SMALL}"
 _NLL, _BURDA = ("test NLL",), "MNIST, dynamic binarisation, 5,000 importance samples"
 _RATE = "--optimizer.learning-rate 2e-3 --optimizer.warmup-steps 1000"
-# K forward passes and one backward, and DReG's gradient, of less variance: more steps in an hour of two cores, and
-# larger ones.
+# K forward passes and one backward make more steps in an hour of two cores; DReG's gradient varies less.
 _CHEAP = f"--model.resampled --model.doubly-reparameterized {_RATE}"
 # 50 samples only where 5 have led: a step of them costs as much as five or six of those.
 _LATER = f"--steps 140000 --model.early-samples 5 --model.early-steps 115000 {_CHEAP}"

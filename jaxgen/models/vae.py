@@ -10,6 +10,7 @@ by layer, KL = log q - log p. Shapes: K samples, B examples, D_l latent dimensio
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -210,11 +211,11 @@ def vae(
     def log_weights(params: Params, x: Array, key: Key, num_samples: int, condition: Array | None = None) -> Array:
         return terms_of(params, x, noise(key, num_samples, x), one_hot(condition)).log_weight()
 
-    # Objectives, each the mean over examples of a loss [B] by K samples; beside it its terms --------------------------
+    # Objectives, each the mean over examples of a loss [B], by one sample or K ----------------------------------------
 
-    def elbo_loss(K: int, params: Params, x: Array, key: Key, condition: Array | None, beta: Array):
+    def elbo_loss(params: Params, x: Array, key: Key, condition: Array | None, beta: Array) -> tuple[Array, Terms]:
         """Kingma & Welling 2014, eq. 10: -E_q[log p(x | z)] + KL(q(z | x) || p(z))."""
-        zs, qs = infer(params, x, noise(key, K, x), condition)
+        zs, qs = infer(params, x, noise(key, 1, x), condition)
         t = terms(params, x, zs, qs, condition, analytic=True)
         pressed = t._replace(kl=tuple(jnp.maximum(kl, free_bits) for kl in t.kl)) if free_bits else t
         loss = -pressed.log_weight(beta)[0]
@@ -222,12 +223,16 @@ def vae(
             loss += beta * (total_correlation - 1) * minibatch_total_correlation(zs[0][0], *qs[0])
         return loss, t
 
-    def iwae_loss(K: int, params: Params, x: Array, key: Key, condition: Array | None, beta: Array):
+    def iwae_loss(
+        K: int, params: Params, x: Array, key: Key, condition: Array | None, beta: Array
+    ) -> tuple[Array, Terms]:
         """Burda et al. 2015, eq. 8: -log mean_k w_k."""
         t = terms_of(params, x, noise(key, K, x), condition)
         return -log_mean_exp(t.log_weight(beta)), t
 
-    def surrogate_loss(K: int, params: Params, x: Array, key: Key, condition: Array | None, beta: Array):
+    def surrogate_loss(
+        K: int, params: Params, x: Array, key: Key, condition: Array | None, beta: Array
+    ) -> tuple[Array, Terms]:
         """The same bound, its gradient estimated otherwise, by that of a weighted sum of log w.
 
         Doubly reparameterised, the encoder's is sum_k w~_k^2 dlog w_k/dz dz/dphi (Tucker et al. 2019, eq. 9).
@@ -254,9 +259,10 @@ def vae(
 
     def bound(K: int) -> Callable[..., dict[str, Array]]:
         """The means over examples of the loss by K samples, and of its terms."""
+        objective = elbo_loss if K == 1 else partial(many, K)
 
         def means(*args: Any) -> dict[str, Array]:
-            loss, t = (many if K > 1 else elbo_loss)(K, *args)
+            loss, t = objective(*args)
             kl = sum(kl.sum(-1).mean() for kl in t.kl)
             return {"loss": loss.mean(), "reconstruction": t.reconstruction.mean(), "kl": kl}
 
