@@ -235,7 +235,9 @@ def vae(
     ) -> tuple[Array, Terms]:
         """The same bound, its gradient estimated otherwise, by that of a weighted sum of log w.
 
-        Doubly reparameterised, the encoder's is sum_k w~_k^2 dlog w_k/dz dz/dphi (Tucker et al. 2019, eq. 9).
+        Doubly reparameterised, the encoder's is sum_k w~_k^2 dlog w_k/dz dz/dphi (Tucker et al. 2019, eq. 9). Where the
+        KL weighs beta, so does the score of q, worth sum_k w~_k (1 - w~_k) (...): what is left is
+        sum_k w~_k (1 - beta + beta w~_k) (...).
         Resampled, sum_k w~_k (...) is (...) of one sample, k ~ w~ (Burda et al. 2015, section 3).
         log w is written down twice, once to weigh and once to differentiate; where those are the same numbers, the
         compiler computes them once.
@@ -250,7 +252,7 @@ def vae(
             w, weight = jnp.take_along_axis(w, k, axis=0), jnp.ones(())
         zs, qs = infer(params, x, eps, condition)
         if doubly_reparameterized:  # q as a density has no gradient of its own, only through z
-            zs = [scale_gradient(z, w[..., None]) for z in zs]
+            zs = [scale_gradient(z, (1 - beta + beta * w)[..., None]) for z in zs]
             qs = [posterior(frozen, i, zs[i - 1] if i else x, condition) for i in range(len(zs))]
         surrogate = -(weight * terms(params, x, zs, qs, condition).log_weight(beta)).sum(0)
         return -log_mean_exp(log_w) + surrogate - _freeze(surrogate), t
