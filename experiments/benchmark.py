@@ -51,7 +51,7 @@ from jaxgen.distributions import bernoulli
 from jaxgen.errors import UserError
 from jaxgen.evaluate import importance_weighted_nll
 from jaxgen.experiment import initializer
-from jaxgen.folder import device, versions
+from jaxgen.folder import cores, device, versions
 from jaxgen.guard import Guard
 from jaxgen.models.gan import gan, non_saturating
 from jaxgen.models.vae import vae
@@ -561,7 +561,7 @@ def main(args: list[str]) -> None:
             show(what, unit, rates)
             if options.out:
                 short = {of: [float(f"{value:.5g}") for value in values] for of, values in rates.items()}
-                where = {"device": device(), "cores": len(os.sched_getaffinity(0)), "versions": versions()}
+                where = {"device": device(), "cores": cores(), "versions": versions()}
                 with options.out.open("a") as file:
                     file.write(json.dumps({"name": name, "what": what, "unit": unit, "rates": short} | where) + "\n")
     if options.write:

@@ -9,6 +9,7 @@ import numpy as np
 
 from experiments import transformer_text
 from jaxgen.errors import UserError
+from jaxgen.folder import cores
 
 
 def pytorch():
@@ -21,7 +22,7 @@ def pytorch():
         import torch
     except ModuleNotFoundError:
         raise UserError("this comparison needs PyTorch: pip install -e '.[benchmark]'") from None
-    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    torch.set_num_threads(cores())
     return torch
 
 

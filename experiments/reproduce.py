@@ -7,14 +7,13 @@ and writes the README's table anew. A run that was stopped goes on where it was.
 import difflib
 import importlib
 import json
-import os
 import re
 import shlex
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -34,8 +33,9 @@ class Row(NamedTuple):
       published: the number, and whose.
       figures: how the names of the run's figures begin that stand beside it.
       smoke: flags for a few steps on data that come with the installation.
-      cpu: flags for two hours on two CPU cores at most; None where they are too few.
+      cpu: flags for two CPU cores; None where they are too few.
       full: flags for the whole schedule.
+      halved: whether the published schedule is twice as long as the whole one.
     """
 
     command: str
@@ -45,6 +45,7 @@ class Row(NamedTuple):
     smoke: str
     cpu: str | None = ""
     full: str = ""
+    halved: bool = False
 
 
 _DIGITS = "--data.name mnist_5k --data.image-size 8 --batch-size 16 --steps 20 --evaluate.copies None"
@@ -65,20 +66,21 @@ _LATER = f"--steps 140000 --model.early-samples 5 --model.early-steps 115000 {_C
 _EPOCHS, _HALF = f"--steps 196800 --batch-size 1000 {_RATE}", f"--steps 98400 --batch-size 1000 {_RATE}"
 
 
-def _burda(name: str, published: str, *, cpu: str, hidden: str, full: str = _EPOCHS) -> Row:
-    return Row(f"vae_mnist burda-{name}", _BURDA, published, _NLL, f"{_VAE} --model.hidden {hidden}", cpu, full)
+def _burda(name: str, published: str, *, cpu: str, hidden: str, halved: bool = False) -> Row:
+    smoke, full = f"{_VAE} --model.hidden {hidden}", _HALF if halved else _EPOCHS
+    return Row(f"vae_mnist burda-{name}", _BURDA, published, _NLL, smoke, cpu, full, halved)
 
 
 ROWS = {
     "vae-1layer": _burda("1layer-k1", "86.76 (Burda et al. 2015)", cpu="", hidden="8"),
     "iwae-1layer-k5": _burda("1layer-k5", "85.54 (the same)", cpu=f"--steps 250000 {_CHEAP}", hidden="8"),
-    "iwae-1layer-k50": _burda("1layer-k50", "84.78 (the same)", cpu=_LATER, hidden="8", full=_HALF),
+    "iwae-1layer-k50": _burda("1layer-k50", "84.78 (the same)", cpu=_LATER, hidden="8", halved=True),
     "vae-2layer": _burda("2layer-k1", "85.33 (the same)", cpu=_RATE, hidden="8 8"),
     "iwae-2layer-k5": _burda(
         "2layer-k5", "83.89 (the same)", cpu=f"--steps 150000 --model.resampled {_RATE}", hidden="8 8"
     ),
-    "iwae-2layer-k50": _burda("2layer-k50", "82.90 (the same)", cpu=_LATER, hidden="8 8", full=_HALF),
-    "iwae-dreg": _burda("1layer-k50-dreg", "84.32 (Tucker et al. 2019)", cpu=_LATER, hidden="8", full=_HALF),
+    "iwae-2layer-k50": _burda("2layer-k50", "82.90 (the same)", cpu=_LATER, hidden="8 8", halved=True),
+    "iwae-dreg": _burda("1layer-k50-dreg", "84.32 (Tucker et al. 2019)", cpu=_LATER, hidden="8", halved=True),
     "vae-flax": Row(
         "vae_mnist flax",
         "MNIST, fixed binarisation, 30 epochs",
@@ -146,17 +148,26 @@ Budget = Literal["smoke", "cpu", "full"]
 
 
 @dataclass(frozen=True)
+class RunOptions:
+    """How a run is kept, as in any experiment."""
+
+    overwrite: bool = False
+    """Start afresh: delete what an earlier run left in the folder."""
+
+
+@dataclass(frozen=True)
 class Options:
     """Run a row of the table."""
 
     budget: Budget = "cpu"
-    """A few steps on data that come with the installation; two CPU cores and two hours at most; the whole schedule."""
+    """A few steps on data that come with the installation; what two CPU cores can do; the whole schedule."""
     seed: int = 0
     """Seed of the run, or the first of several."""
     workdir: Path | None = None
     """Run folder (default: runs/reproduce/ROW-BUDGET-SEED)."""
     results: Path = RESULTS
     """The file to append to; a smoke run appends to none unless it is given one."""
+    run: RunOptions = field(default_factory=RunOptions)
 
 
 def words_of(name: str, budget: Budget) -> list[str]:
@@ -184,10 +195,12 @@ def reproduce(name: str, options: Options) -> dict[str, Any] | None:
     experiment, *words = words_of(name, options.budget)
     words += ["--seed", str(options.seed)]
     command = shlex.join(["python", "-m", f"experiments.{experiment}", *words])
-    words += ["--workdir", str(workdir)]
+    words += ["--workdir", str(workdir)] + ["--run.overwrite"] * options.run.overwrite
     module = importlib.import_module(f"experiments.{experiment}")
     config = parse(experiment, module.__doc__ or "", module.Config(), getattr(module, "NAMED", {}), words)
     print(command, flush=True)
+    if options.run.overwrite or not (workdir / "config.json").exists():
+        _times(workdir).unlink(missing_ok=True)
     with _timed(workdir):
         run(config, module.load, module.build, experiment, command)
     rows = [row for row in log.read(workdir) if "figures" in row]
@@ -203,7 +216,7 @@ def reproduce(name: str, options: Options) -> dict[str, Any] | None:
         "seconds": round(sum(map(float, _times(workdir).read_text().split()))),
         "data": record.data.name,
         "device": record.device,
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": folder.cores(),
         "versions": record.versions,
         "command": command,
     }
@@ -230,7 +243,7 @@ def _times(workdir: Path) -> Path:
 
 
 def table(results: list[dict[str, Any]]) -> str:
-    """Markdown: every row, with what came out of its largest budget that was run."""
+    """Markdown: every row, with what came out of its largest budget that was run, on its newest schedule."""
     lines = ["| row | protocol | published | ours | schedule | time, device |", "| --- | --- | --- | --- | --- | --- |"]
     for name, row in ROWS.items():
         runs = [result for result in results if result["row"] == name and result["budget"] != "smoke"]
@@ -238,10 +251,13 @@ def table(results: list[dict[str, Any]]) -> str:
         if runs:
             if row.cpu != row.full and any(run["budget"] == "full" for run in runs):
                 runs = [run for run in runs if run["budget"] == "full"]
-            last = {tuple(run["seeds"]): run for run in runs}  # the newest of each seed
-            ours = "<br>".join(_figures(list(last.values())))
-            newest, seeds = runs[-1], sorted({seed for run in last.values() for seed in run["seeds"]})
-            shortened = "shortened: " if newest["budget"] == "cpu" and row.cpu != row.full else ""
+            newest = runs[-1]
+            kept = {tuple(run["seeds"]): run for run in runs if _schedule(run) == _schedule(newest)}  # newest of each
+            if len(newest["seeds"]) > 1:  # its figures are of several seeds already
+                kept = {(): newest}
+            ours = "<br>".join(_figures(list(kept.values())))
+            seeds = [seed for run in kept.values() for seed in run["seeds"]]
+            shortened = "shortened: " if row.halved or (newest["budget"] == "cpu" and row.cpu != row.full) else ""
             schedule = f"{shortened}{newest['steps']:,} steps, {_counted(seeds)}{_beyond(row, newest['command'])}"
             device = f"{_cores(newest['cores'])} of a CPU" if "cpu" in newest["device"] else newest["device"]
             cost = f"{newest['seconds'] / 60:.0f} min, {device}"
@@ -260,6 +276,11 @@ def _figures(runs: list[dict[str, Any]]) -> Iterator[str]:
         mean, error = values[0] if len(values) == 1 else (fmean(v for v, _ in values), stdev(v for v, _ in values))
         short = key.split(" (")[0].split(", ")[0]
         yield f"{short} {Estimate(mean, error)}"
+
+
+def _schedule(run: dict[str, Any]) -> tuple[int, str]:
+    """What runs have in common that differ in their seeds alone."""
+    return run["steps"], re.sub(r" --seed \d+", "", run["command"])
 
 
 def _beyond(row: Row, command: str) -> str:

@@ -217,3 +217,8 @@ def versions() -> dict[str, str]:
 def device() -> str:
     """Such as "1 x NVIDIA H100" or "1 x cpu"."""
     return f"{jax.device_count()} x {jax.devices()[0].device_kind}"
+
+
+def cores() -> int:
+    """CPU cores that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -93,6 +93,33 @@ def test_the_table():
     assert "80.00" in full
     assert "200,000 steps, seed 0, `--model.hidden 9` |" in full
     assert "not yet run" in row_of(table([result("made", 80.0, [0], "smoke")]), "made")
+    assert "shortened: 200,000" in row_of(table([result("iwae-1layer-k50", 84.0, [0], "full")]), "iwae-1layer-k50")
+
+
+def test_the_table_mixes_no_schedules():
+    """Nor the seeds of one run, whose figure has an error over them, with those of another."""
+    longer = [result("made", 90.0, [1], steps=300_000), result("made", 86.0, [0])]
+    assert "86.00 ± 0.10 | 200,000 steps, seed 0 |" in row_of(table(longer), "made")
+    other = result("made", 90.0, [1], command=f"python -m experiments.{ROWS['made'].command} --model.dropout 0.5")
+    assert "86.00 ± 0.10 | 200,000 steps, seed 0 |" in row_of(table([other, longer[1]]), "made")
+    again = [result("made", value, [seed]) for value, seed in ((90.0, 0), (88.0, 1), (86.0, 0))]
+    assert "87.00 ± 1.41 | 200,000 steps, 2 seeds |" in row_of(table(again), "made")
+    key = "modes of 25, and so on"
+    tens = [result("grid", 0, list(range(n, n + 10)), figures={key: [25.0, n]}) for n in (0, 10)]
+    assert "25.00 ± 10.00 | 200,000 steps, 10 seeds |" in row_of(table(tens), "grid")
+
+
+def test_a_row_starts_afresh_and_so_does_its_time(tmp_path):
+    options = partial(reproduce.Options, "smoke", workdir=tmp_path / "run", results=tmp_path / "results.jsonl")
+    times = tmp_path / "run.seconds"
+    times.write_text("1000000\n")  # of a folder that is gone
+    assert reproduce.reproduce("ring", options())["seconds"] < 1_000_000
+    with pytest.raises(UserError, match=re.escape("--seed was 0, is 1")):
+        reproduce.reproduce("ring", options(seed=1))
+    with times.open("a") as file:
+        file.write("1000000\n")
+    afresh = options(seed=1, run=reproduce.RunOptions(overwrite=True))
+    assert reproduce.reproduce("ring", afresh)["seconds"] < 1_000_000
 
 
 def test_what_is_wrong_is_said(tmp_path):
