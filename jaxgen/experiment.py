@@ -174,13 +174,14 @@ def audit(config: Config, experiment: Experiment, params: Params, data: Dataset)
 
 
 def guarantee(config: Config, model: Model, num_examples: int, step: int) -> Figures:
-    """What is known of the privacy of the training examples after that many steps, if they were trained on in private.
+    """What is known of the privacy of the training examples after that many steps, if they were trained on in private:
+    nothing without noise.
 
     It is of the parameters of each seed, every step counted: also those that were left out, which is to be on the safe
     side, and those of the generator of a GAN, since labels and the relativistic loss tell it of the examples too.
     """
     optimizer = config.optimizer
-    if not optimizer.private:
+    if not optimizer.noise_multiplier:
         return {}
     privacy.check(config.evaluate.delta)
     delta = config.evaluate.delta or privacy.default_delta(num_examples)

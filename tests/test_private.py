@@ -300,6 +300,15 @@ def test_epsilon_counts_both_players_of_a_game(tmp_path):
     assert np.isfinite(np.concatenate([np.ravel(x) for x in jax.tree.leaves(state.params)])).all()
 
 
+def test_without_noise_there_is_no_guarantee(tmp_path):
+    """Gradients of examples that are clipped, and no more."""
+    config = config_of(tmp_path / "run", optimizer=replace(OPTIMIZER, noise_multiplier=0.0))
+    run(config, vae_mnist.load, vae_mnist.build, "vae_mnist", "")
+    figures = next(row["figures"] for row in log.read(config.workdir) if "figures" in row)
+    assert any(name.startswith("test NLL") for name in figures)
+    assert not any("epsilon" in name for name in figures)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
