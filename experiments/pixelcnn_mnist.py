@@ -70,7 +70,8 @@ class SampleConfig(flags.SampleConfig):
     """How samples are drawn, here and by `python -m jaxgen sample`."""
 
     label: int | None = None
-    """Class to draw, of a conditional model; without, the model without a condition."""
+    """Class to draw, of a conditional model; without, the model without a condition, or where it was never trained
+    without (--model.condition-dropout 0) all classes in turn."""
     guidance: float | None = None
     """Weight of the difference that the label makes: above 1 more typical of it, 1 the model itself."""
     temperature: float = 1.0
@@ -178,7 +179,7 @@ def experiment(model: Autoregressive, config: Config, spec: Spec) -> Experiment:
     conditional, classes = config.model.conditional, len(spec.classes)
     shape = spec.entries["image"][0]
     pixels = math.prod(shape[:-1])
-    protocol = f"{spec.name}, {spec.binarization.replace('none', 'no')} binarisation"
+    protocol = f"{spec.name}, {spec.binarization.replace('none', 'no')} binarisation{', given the label' * conditional}"
     sample = jax.jit(model.sample, static_argnames=("n", "controls"))
     observe = jax.jit(model.observe)
 
@@ -204,6 +205,8 @@ def experiment(model: Autoregressive, config: Config, spec: Spec) -> Experiment:
 
     def draw(params, key, n, labels=None):
         controls = config.sample
+        if labels is None and not config.model.condition_dropout:  # it never was without
+            labels = jnp.arange(n) % max(classes, 1)
         label = flags.labels_asked(conditional, controls.label, n, labels)
         return sample(params, key, n, label, controls=Controls(controls.temperature, guidance=controls.guidance))
 
@@ -238,13 +241,14 @@ NAMED = {
         optimizer=replace(Config().optimizer, learning_rate=4e-3),
         run=flags.RunConfig(log_every=500, evaluate_every=5_000),
     ),
-    # A fully visible sigmoid belief network: a logistic regression of each pixel on those before it.
+    # A fully visible sigmoid belief network: a logistic regression of each pixel on those before it. Pixels that come
+    # at random lie between some that are known already.
     "fvsbn": Config(
         workdir=Path("runs/fvsbn"),
         steps=20_000,
         batch_size=500,
         data=flags.ImageDataConfig(strict=True),
-        model=ModelConfig("made", hidden=(), direct=True),
+        model=ModelConfig("made", hidden=(), direct=True, order="random"),
         optimizer=flags.OptimizerConfig(learning_rate=1e-2),
         run=flags.RunConfig(log_every=500, evaluate_every=5_000),
     ),

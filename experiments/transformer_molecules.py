@@ -272,9 +272,10 @@ def experiment(model: Autoregressive, words: Vocabulary, config: Config, spec: S
             by += f", the best of {options.candidates}"
         nll = evaluate(model.evaluate, params, arrays, key)["loss"]
         tokens = float((arrays["length"] - 1).mean())
+        given = f", given {', '.join(config.model.conditions)}" if config.model.conditions else ""
         figures = {
-            f"test NLL, nats per molecule ({protocol}, {count:,} molecules)": nll,
-            f"test NLL, nats per token ({protocol})": Estimate(nll.mean / tokens, nll.error / tokens),
+            f"test NLL, nats per molecule ({protocol}{given}, {count:,} molecules)": nll,
+            f"test NLL, nats per token ({protocol}{given})": Estimate(nll.mean / tokens, nll.error / tokens),
         }
         drawn = draw_many(params, key, options.num_samples, None, controls, lambda share: on_progress(0.5 * share))
         figures |= figures_of(to_smiles(drawn, words), to_smiles(arrays["tokens"], words), training(), protocol + at)

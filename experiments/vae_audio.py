@@ -143,6 +143,7 @@ def experiment(model: VAE, config: Config, spec: Spec, conditional: bool, store:
     """What there is to hear, to see and to measure of a variational autoencoder of sounds."""
     options, rate = config.model, config.data.sample_rate
     protocol = f"{spec.name}, log-mel of {options.bins} bins every {options.hop} samples at {rate} Hz"
+    protocol += ", given the label" * conditional
     sample = jax.jit(model.sample, static_argnames=("n", "temperature"))
     observe, reconstruct, store = jax.jit(model.observe), jax.jit(model.reconstruct), jax.jit(store)
 

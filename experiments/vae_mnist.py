@@ -156,6 +156,7 @@ def build(config: Config, spec: Spec) -> Experiment:
     protocol = f"{spec.name}, {spec.binarization.replace('none', 'no')} binarisation"
     if options.likelihood != "bernoulli":
         protocol += f", {likelihoods()[options.likelihood].name}"
+    protocol += ", given the label" * options.conditional
     return experiment(model, config, protocol, spec)
 
 

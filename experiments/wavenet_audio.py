@@ -177,7 +177,7 @@ def network_of(config: Config, outputs: int) -> Network:
 def experiment(model: Autoregressive, config: Config, spec: Spec, conditional: bool) -> Experiment:
     """What there is to hear, to see and to measure of an autoregressive model of sounds."""
     rate, (length,) = config.data.sample_rate, spec.entries["audio"][0]
-    protocol = f"{spec.name}, 8-bit mu-law at {rate} Hz"
+    protocol = f"{spec.name}, 8-bit mu-law at {rate} Hz{', given the label' * conditional}"
     sample = jax.jit(model.sample, static_argnames=("n", "length", "controls"))
 
     def validate(params, arrays, key):

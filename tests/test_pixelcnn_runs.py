@@ -65,7 +65,7 @@ def test_a_run_is_conditional_and_completes_images(tmp_path, capsys):
     train(config)
     figures = next(row["figures"] for row in log.read(config.workdir) if "figures" in row)
     (nll, _), (bits, _) = figures.values()
-    assert all("dynamic binarisation" in name for name in figures)
+    assert all("dynamic binarisation, given the label" in name for name in figures)
     np.testing.assert_allclose(bits, nll / 64 / np.log(2), rtol=1e-5)
     assert nll < 64 * np.log(2)
     completions = np.asarray(Image.open(config.workdir / "samples" / "completions_0000020.png"))[::2, ::2]
@@ -84,6 +84,19 @@ def test_a_run_is_conditional_and_completes_images(tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "membership AUC (by loss, 20 training and 20 held-out images)" in printed
     assert "no sign of copying" in printed
+
+
+def test_without_a_label_a_model_that_always_had_one_draws_each_in_turn(tmp_path):
+    spec, key = Spec("digits", {"image": ((4, 4, 1), "uint8")}, classes=tuple("abc")), jax.random.key(1)
+    for share in (0.0, 0.2):
+        config = small(tmp_path, "made", conditional=True, condition_dropout=share)
+        experiment = pixelcnn_mnist.build(config, spec)
+        batch = {"image": jnp.zeros((2, 4, 4, 1), jnp.uint8), "label": jnp.zeros(2, jnp.int32)}
+        params = experiment.model.init(jax.random.key(0), batch)
+        shift = params["network"]["shifts_0"]["kernel"]
+        params["network"]["shifts_0"]["kernel"] = 100 * jax.random.normal(key, shift.shape)
+        drawn, each = experiment.sample(params, key, 4), experiment.sample(params, key, 4, jnp.array([0, 1, 2, 0]))
+        assert (drawn == each).all() == (share == 0)
 
 
 def test_all_levels_by_flag(tmp_path):
