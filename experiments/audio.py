@@ -56,8 +56,10 @@ def labels_in_turn(spec: Spec, n: int) -> np.ndarray:
 
 def exhibits(sounds: np.ndarray, labels: np.ndarray, arrays: Arrays, rate: int) -> dict[str, Exhibit]:
     """Generated sounds, and held-out ones of the same labels; spectrograms of these, and below them of those."""
-    rows = labels_of(arrays)
-    real = arrays["audio"][[np.flatnonzero(rows == label)[0] if label in rows else 0 for label in labels]]
+    rows = np.arange(len(labels)) % len(arrays["audio"])
+    if "label" in arrays:
+        rows = [next(iter(np.flatnonzero(arrays["label"] == label)), 0) for label in labels]
+    real = arrays["audio"][rows]
     return {
         "sounds": in_turn(sounds, rate),
         "recordings": in_turn(real, rate),
@@ -68,10 +70,6 @@ def exhibits(sounds: np.ndarray, labels: np.ndarray, arrays: Arrays, rate: int) 
 def rendered(sounds: np.ndarray, rate: int, columns: int | None = None) -> list[Exhibit]:
     """int16 [N, T] -> all of them one after another, and their spectrograms."""
     return [in_turn(sounds, rate), spectrograms(levels(sounds, rate), columns=columns)]
-
-
-def labels_of(arrays: Arrays) -> np.ndarray:
-    return arrays.get("label", np.zeros(len(arrays["audio"]), np.int32))
 
 
 def judged(
@@ -101,9 +99,10 @@ def judged(
     judge = judge_of(spec, rate, load)
     features, probabilities = judge.apply(pictures(sounds, rate))
     expected, _ = judge.apply(pictures(arrays["audio"], rate))
-    of = f"{judge.name}; {len(sounds):,} samples{at}, {len(expected):,} held out"
-    frechet = fidelity.measures(expected, features, ["frechet"])["frechet"]
-    figures = {f"Frechet distance ({of})": interval(frechet)}
+    of, figures = f"{judge.name}; {len(sounds):,} samples{at}, {len(expected):,} held out", {}
+    if len(expected) > 1:
+        frechet = fidelity.measures(expected, features, ["frechet"])["frechet"]
+        figures[f"Frechet distance ({of})"] = interval(frechet)
     if labels is not None:
         right = probabilities.argmax(-1) == labels
         figures[f"samples of the class asked for, % ({of})"] = estimate(100.0 * right)

@@ -306,7 +306,7 @@ def experiment(model: Autoregressive, words: Vocabulary, config: Config, spec: S
         measure=measure,
         sample=at_once,
         draw=draw,
-        render=lambda tokens, columns=None: listed(to_smiles(tokens, words), training(), asked, spec),
+        render=lambda tokens, columns=None: listed(to_smiles(tokens, words), training(), asked, spec, columns),
         unit="molecules",
     )
 
@@ -333,10 +333,12 @@ def figures_of(
     """The measures of generated molecules, against as many held-out ones."""
     reference = [one for one in canonical(reference[: len(smiles)]) if one]
     n, figures = len(smiles), measures(smiles, reference, training)
-    shares = ("valid, %", "novel, %", "with PAINS alerts, %", "with BRENK alerts, %")  # of samples that do not interact
+    valid, different = (n * figures[name] / 100 for name in ("valid, %", "valid and unique, %"))
+    # Shares of samples that do not interact, and of how many.
+    shares = {"valid, %": n, "novel, %": different, "with PAINS alerts, %": valid, "with BRENK alerts, %": valid}
     return {
         f"{name} ({protocol}, {n:,} samples)": Estimate(
-            float(value), math.sqrt(value * (100 - value) / n) if name in shares else 0.0
+            float(value), math.sqrt(value * (100 - value) / shares[name]) if name in shares else 0.0
         )
         for name, value in figures.items()
         if math.isfinite(value)  # of no scaffolds, say, there is no similarity
@@ -373,31 +375,39 @@ def pictures(smiles: Sequence[str], count: int = 24) -> dict[str, Exhibit]:
 
 
 def listed(
-    smiles: Sequence[str], training: frozenset[str] | None, asked: dict[str, float], spec: Spec, shown: int = 60
+    smiles: Sequence[str],
+    training: frozenset[str] | None,
+    asked: dict[str, float],
+    spec: Spec,
+    columns: int | None = None,
+    shown: int = 60,
 ) -> list[Exhibit]:
     """A table of molecules with their properties, the closest to what is asked for first, and drawings of them.
 
-    The last column says what is the matter: not valid, a duplicate of one above, in the training data.
+    The last column says what is the matter: not valid, a duplicate of one above, in the training data. With `columns`
+    all are drawn, so many a row, each in its place.
     """
     spelled, values = canonical(smiles), properties(smiles)
     distance = distances(values, standardised(asked, len(smiles), spec), spec)
     rows, seen, drawn = [], set(), []
-    for i in np.argsort(distance, kind="stable"):
+    for i in range(len(smiles)) if columns else np.argsort(distance, kind="stable"):
         one = spelled[i]
         if one is None:
             rows.append([smiles[i] or "(no end)", *[""] * len(PROPERTIES), *[""] * bool(asked), "not valid"])
+            drawn += [("", "not valid")] * bool(columns)
             continue
         notes = ["duplicate"] * (one in seen) + ["training"] * (training is not None and one in training)
         notes += ["training data not found"] * (training is None)
         numbers = [f"{value:.3f}" for value in values[i]]
         rows.append([one, *numbers, *([f"{distance[i]:.3f}"] * bool(asked)), "; ".join(notes)])
-        if one not in seen:
+        if columns or one not in seen:
             first = values[i][[PROPERTIES.index(name) for name in asked or ("logP", "QED")]]
             drawn.append((one, "  ".join(f"{n} {v:.2f}" for n, v in zip(asked or ("logP", "QED"), first, strict=True))))
         seen.add(one)
-    columns = ["smiles", *PROPERTIES, *["distance"] * bool(asked), "note"]
-    picture = [structures(*map(list, zip(*drawn[:shown], strict=True)))] if drawn else []
-    return [Table(columns, rows), *picture]
+    names = ["smiles", *PROPERTIES, *["distance"] * bool(asked), "note"]
+    drawn = drawn if columns else drawn[:shown]
+    picture = [structures(*map(list, zip(*drawn, strict=True)), columns=columns or 6)] if drawn else []
+    return [Table(names, rows), *picture]
 
 
 NAMED = {

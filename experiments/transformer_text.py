@@ -56,8 +56,8 @@ class ModelConfig:
 class SampleConfig(flags.SampleConfig):
     """How text is written, here and by `python -m jaxgen sample`."""
 
-    prompt: str = "\n"
-    """What it begins with."""
+    prompt: str = ""
+    """What it begins with; a line break by default, or where there is none the first character."""
     length: int = 500
     """Tokens to write after that."""
     temperature: float = 0.8

@@ -80,7 +80,7 @@ class SampleConfig(flags.SampleConfig):
     temperature: float = 1.0
     """Standard deviation of the latents, or of their distance from the one they are to be near to."""
     draw: bool = True
-    """Draw the tokens too, instead of taking the most probable one each time."""
+    """Draw the tokens too, instead of taking the most probable one each time, as is done for --near."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,10 @@ class Config(flags.Config):
 
 
 def load(config: Config) -> Dataset:
-    return config.data.load()
+    data = config.data.load()
+    if (count := len(data.test["tokens"])) < 2:
+        raise UserError(f"{data.spec.name}: {count} molecule is held out, expected two or more: give more molecules")
+    return data
 
 
 def build(config: Config, spec: Spec) -> Experiment:
@@ -273,7 +276,7 @@ def experiment(model: VAE, store: Callable, words: Vocabulary, config: Config, s
         measure=measure,
         sample=at_once,
         draw=draw,
-        render=lambda tokens, columns=None: listed(to_smiles(tokens, words), training(), {}, spec),
+        render=lambda tokens, columns=None: listed(to_smiles(tokens, words), training(), {}, spec, columns),
         latents=Latents(
             prior=lambda key, n: jax.random.normal(key, (n, config.model.latents)),
             decode=lambda params, z, label: decode_many(params, z),

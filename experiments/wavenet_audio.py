@@ -57,7 +57,7 @@ class ModelConfig:
     conditional: bool = True
     """Give the network the label, where there is one."""
     condition_dropout: float = 0.0
-    """Share of examples whose label is left out, for --guidance and for samples without --label."""
+    """Share of examples whose label is left out, for --guidance."""
 
 
 @dataclass(frozen=True)
@@ -118,6 +118,8 @@ def build(config: Config, spec: Spec) -> Experiment:
     flags.check_condition(conditional, controls.label, spec)
     if controls.guidance is not None and not (conditional and options.components is None):
         raise UserError("--guidance is towards a label, of logits: it wants a conditional model without components")
+    if controls.guidance is not None and not options.condition_dropout:
+        raise UserError("--guidance is of a model trained with --model.condition-dropout above 0")
     if options.components is None:
         head, observe = categorical(256), lambda batch, key: mu_law(batch["audio"])
     else:

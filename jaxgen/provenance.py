@@ -118,8 +118,11 @@ def _read_wav(content: bytes) -> str:
 
 
 def _write_webp(content: bytes, text: str) -> bytes:
-    if content[12:16] != b"VP8X":
-        raise ValueError("a WebP file of the simple kind has no place for metadata")
+    if content[12:16] == b"VP8L":  # the simple kind, as of frames that are all alike: only the extended has a place
+        size = int.from_bytes(content[21:25], "little")
+        width, height, alpha = size & 0x3FFF, size >> 14 & 0x3FFF, size >> 28 & 1
+        sizes = width.to_bytes(3, "little") + height.to_bytes(3, "little")
+        content = content[:12] + b"VP8X" + struct.pack("<I", 10) + bytes([alpha << 4, 0, 0, 0]) + sizes + content[12:]
     says = content[20] | 4  # the flag that there is XMP
     return _with_chunk(content[:20] + bytes([says]) + content[21:], b"XMP ", f"{KEY} {text}".encode())
 

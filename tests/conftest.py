@@ -7,14 +7,15 @@ import tempfile
 # These tests spend their time on compiling, and hardly any on running what was compiled: the quicker of XLA's two code
 # generators takes a third of the time, and what one test has compiled, all others are spared.
 # Workers keep the cores busy: code is generated in one piece. A cache of your own, named by JAX_COMPILATION_CACHE_DIR,
-# spares it the next time too.
+# spares it the next time too. What is kept in the user's cache folder beside compiled code is not touched.
 QUICK = "--xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1"
 QUICK += " --xla_backend_extra_options=xla_cpu_disable_new_fusion_emitters"
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {QUICK}"
-compiled = None
-if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # else the caller's, or of a worker the first process's
-    compiled = os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="jaxgen-tests-")
+cache = None
+if "PYTEST_XDIST_WORKER" not in os.environ:  # which has the first process's
+    cache = os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="jaxgen-tests-")
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.path.join(cache, "compiled"))
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
 import jax  # noqa: E402
@@ -40,5 +41,5 @@ def pytest_collection_modifyitems(items):
 
 
 def pytest_unconfigure():
-    if compiled:
-        shutil.rmtree(compiled, ignore_errors=True)
+    if cache:
+        shutil.rmtree(cache, ignore_errors=True)

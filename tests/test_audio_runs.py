@@ -11,7 +11,7 @@ import optax
 import pytest
 from conformance import check_model
 
-from experiments import vae_audio, wavenet_audio
+from experiments import audio, vae_audio, wavenet_audio
 from jaxgen import __main__ as commands
 from jaxgen import config as flags
 from jaxgen import log
@@ -172,6 +172,18 @@ def test_a_vae_is_heard_too(sounds, tmp_path):
     assert len(read(out.read_bytes())) == 512 + 800
 
 
+def test_recordings_beside_sounds_are_several():
+    """Of the label that was asked for, where there are labels."""
+    recordings = np.arange(12, dtype=np.int16)[:, None] * np.ones(800, np.int16)
+    sounds, labels = np.zeros((4, 800), np.int16), np.array([2, 1, 0, 5])
+    for arrays, chosen in (
+        ({"audio": recordings}, [0, 1, 2, 3]),
+        ({"audio": recordings, "label": np.repeat([0, 1, 2], 4)}, [8, 4, 0, 0]),
+    ):
+        heard = audio.exhibits(sounds, labels, arrays, 8_000)["recordings"].samples.reshape(4, -1)
+        assert heard[:, 0].tolist() == chosen
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -184,6 +196,10 @@ def test_a_vae_is_heard_too(sounds, tmp_path):
                 "model": wavenet_audio.ModelConfig(components=5),
             },
             "--guidance is towards a label",
+        ),
+        (
+            {"sample": wavenet_audio.SampleConfig(label=1, guidance=2.0)},
+            "--guidance is of a model trained with --model.condition-dropout above 0",
         ),
         ({"model": wavenet_audio.ModelConfig(dilations=0)}, "--model.dilations 0"),
         ({"model": wavenet_audio.ModelConfig(dropout=1.0)}, "--model.dropout 1"),

@@ -234,6 +234,19 @@ def test_a_stamp_comes_back_and_the_file_stays_what_it_was(suffix):
         assert new.startswith(content)
 
 
+def test_an_animation_that_stands_still_is_stamped_too():
+    from jaxgen import report
+
+    for shape in ((8, 11, 1), (500, 401, 3)):
+        content = report.animation([np.full(shape, 7, np.uint8)] * 3, ".webp")
+        assert content[12:16] == b"VP8L"
+        new = stamped(".webp", content, "{}")
+        before, after = (Image.open(io.BytesIO(some)) for some in (content, new))
+        assert before.size == after.size
+        assert np.array_equal(np.asarray(before), np.asarray(after))
+        assert FORMATS[".webp"][1](new) == "{}"
+
+
 @pytest.mark.parametrize("suffix", FORMATS)
 def test_a_file_without_a_stamp_has_none(suffix):
     for content in (contents()[suffix], b"", b"nonsense", stamped(suffix, contents()[suffix], '{"command": 3}')):

@@ -149,6 +149,10 @@ def test_digits_are_prepared_and_split_by_the_convention_of_the_data_set(archive
         assert not audio[length:].any()
     joint = load_audio("spoken_digit", data_dir=tmp_path / "tfds", strict=True, joint=True)
     assert joint.classes[:3] == ("0 ann", "0 bob", "1 ann")
+    for path in written.glob("*.array_record*"):  # as TFDS prepares it unless told otherwise
+        path.rename(path.with_name(path.name.replace("array_record", "tfrecord")))
+    with pytest.raises(UserError, match=r"spoken_digit in .* cannot be read \(no ArrayRecord files\)"):
+        load_audio("spoken_digit", data_dir=tmp_path / "tfds", strict=True)
 
 
 def test_archives_are_known_by_what_they_hold(archive, tmp_path):

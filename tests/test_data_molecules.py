@@ -125,6 +125,8 @@ def test_tables_and_packed_files(tmp_path):
     rows = ["id,SMILES,note", *(f'{i},"{one}","a, b"' for i, one in enumerate(CHAINS))]
     assert load_molecules(written(tmp_path, rows, "mine.csv")).spec.digest == expected
     assert load_molecules(written(tmp_path, ["smiles\tid", *(f"{one}\t7" for one in CHAINS)])).spec.digest == expected
+    rows = ["name\tsmiles\tid, note", *(f"two words\t{one}\t7, x" for one in CHAINS)]
+    assert load_molecules(written(tmp_path, rows)).spec.digest == expected
     (tmp_path / "mine.smi.gz").write_bytes(gzip.compress("\n\n".join(CHAINS).encode()))
     assert load_molecules(f"smiles:{tmp_path}/mine.smi.gz").spec.digest == expected
     (tmp_path / "mine.smi.gz").write_bytes(gzip.compress(b"CC\nCO\n")[:-5])
@@ -186,6 +188,9 @@ def test_long_ones_are_left_out_and_said(tmp_path):
     assert lengths.max() == 8 == data.train["tokens"].shape[1]
     left = len(CHAINS) - len(lengths)
     assert data.source.endswith(f"; without {left} molecules of more than 6 tokens")
+    assert data.notice == f"left out {left} molecules of more than 6 tokens (--data.longest None keeps them)"
+    both = load_molecules(written(tmp_path, [*CHAINS, "C(C"]), longest=6)
+    assert both.notice.endswith(f"which are no SMILES: 65; {data.notice}")
     with pytest.raises(UserError, match="are left, expected at least one of each"):
         load_molecules(written(tmp_path), longest=1)
 

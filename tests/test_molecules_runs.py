@@ -2,6 +2,7 @@
 
 import csv
 import importlib.util
+import math
 from dataclasses import replace
 
 import conformance
@@ -319,6 +320,36 @@ def test_warnings_are_in_words():
     (line,) = transformer_molecules.warn(figures(98, 20, 100))
     assert line.startswith("samples repeat: 98 % are molecules, and only 20 % different ones")
     assert len(list(transformer_molecules.warn(figures(10, 10, 50)))) == 2
+
+
+def test_what_lies_on_paths_keeps_its_place():
+    """In the table and in the picture; elsewhere the closest come first, and each is drawn once."""
+    smiles = ["CC", "C(", "CC", "CCO", None, "CO"]
+    table, picture = transformer_molecules.listed(smiles, frozenset(), {}, SPEC, 3)
+    assert [row[0] for row in table.rows] == ["CC", "C(", "CC", "CCO", "(no end)", "CO"]
+    _, other = transformer_molecules.listed(["CC"] * 6, frozenset(), {}, SPEC, 3)
+    assert picture.shape == other.shape  # frames of an animation
+    table, picture = transformer_molecules.listed(smiles, frozenset(), {}, SPEC)
+    assert [row[0] for row in table.rows] == ["CC", "CC", "CCO", "CO", "C(", "(no end)"]
+    assert picture.shape[1] == other.shape[1]
+
+
+def test_the_error_of_a_share_is_of_what_it_is_a_share_of():
+    smiles = ["CC"] * 5 + ["CO"] * 3 + ["C("] * 2
+    figures = transformer_molecules.figures_of(smiles, ["CC", "CCO"], frozenset(["CC"]), "chains")
+    errors = {name.split(" (")[0]: value for name, value in figures.items()}
+    assert errors["valid, %"] == (80, pytest.approx(100 * math.sqrt(0.8 * 0.2 / 10)))
+    assert errors["novel, %"] == (50, pytest.approx(100 * math.sqrt(0.5 * 0.5 / 2)))
+
+
+def test_one_held_out_molecule_is_too_few(tmp_path):
+    (tmp_path / "mine.smi").write_text("\n".join(CHAINS[:4]))
+    config = vae_molecules.Config(
+        workdir=tmp_path / "run", data=flags.MoleculeDataConfig(f"smiles:{tmp_path}/mine.smi")
+    )
+    with pytest.raises(UserError, match="1 molecule is held out, expected two or more: give more molecules"):
+        run(config, vae_molecules.load, vae_molecules.build, "vae_molecules", "")
+    assert not config.workdir.exists()
 
 
 def test_a_table_is_a_file_of_comma_separated_values():

@@ -21,7 +21,10 @@ def quick(one_device, tmp_path_factory):
         patch.setattr(gan_mnist, "classifier", partial(classifier, steps=40, cache=tmp_path_factory.mktemp("cache")))
         described = molecules.described
         patch.setattr(molecules, "described", lambda content: described(b"\n".join(content.split(b"\n")[:300])))
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("some")))  # where it stays
+        molecules._kept.cache_clear()
         yield
+    molecules._kept.cache_clear()
 
 
 @pytest.mark.parametrize(

@@ -121,6 +121,15 @@ def test_what_a_token_is_stays_with_the_run(config, capsys, kind):
         commands.main(["sample", str(config.workdir), "--length", "40"])
 
 
+def test_text_without_a_line_break_begins_somewhere(config, tmp_path, capsys):
+    path = tmp_path / "dna.txt"
+    path.write_text("ACGT" * 500)
+    train(replace(config, steps=2, data=replace(config.data, name=f"text:{path}")))
+    capsys.readouterr()
+    commands.main(["sample", str(config.workdir), "--length", "4"])
+    assert set(capsys.readouterr().out.strip()) <= set("ACGT")
+
+
 @pytest.mark.parametrize(
     ("model", "message"),
     [

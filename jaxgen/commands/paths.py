@@ -5,6 +5,7 @@ python -m jaxgen traverse runs/gan_mnist --label 3
 python -m jaxgen arithmetic runs/vae_mnist --minus 3 --plus 8
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -190,7 +191,8 @@ def _files(trained: Trained, own: Flags, rows: np.ndarray, labels: np.ndarray) -
     if own.out is None or own.out.suffix not in report.ANIMATIONS:
         return report.files(trained.experiment.render(made, columns=steps))
     made = made.reshape(num, steps, *made.shape[1:])
-    frames = [trained.experiment.render(made[:, i]) for i in range(steps)]
+    columns = math.ceil(math.sqrt(num))
+    frames = [trained.experiment.render(made[:, i], columns=columns) for i in range(steps)]
     pictures = [
         one
         for frame in frames

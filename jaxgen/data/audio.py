@@ -165,6 +165,8 @@ def _spoken_digit(folder: Path, rate: int, length: int, joint: bool) -> Dataset:
     name = "spoken_digit"
     try:
         recordings = sorted(_records(folder))
+        if not recordings:
+            raise ValueError("no ArrayRecord files")
     except Exception as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(

@@ -25,7 +25,7 @@ from jaxgen.files import write_atomically
 from jaxgen.metrics.molecules import PROPERTIES, canonical, properties, rdkit
 
 NAMES = ("qm9", "zinc250k", "nci")
-VERSION = 1  # of what is kept of a file; another one is computed anew
+VERSION = 2  # of what is kept of a file; another one is computed anew
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,11 @@ def load_molecules(
         )
     left_out = sum(map(len, kept)) - sum(counts)
     if left_out:
-        source += f"; without {left_out:,} molecules" + (f" of more than {longest} tokens" if longest else "")
+        why = f" of more than {longest} tokens" if longest else ""
+        source += f"; without {left_out:,} molecules{why}"
+        if longest and name.startswith("smiles:"):
+            said = f"left out {left_out:,} molecules{why} (--data.longest None keeps them)"
+            notice = f"{notice}; {said}" if notice else said
     spelled = [[row for row in rows if row] for rows in taken]
     values = [split[1][some] for split, some in zip(splits, kept, strict=True)]
     mean, std = values[0].mean(0), values[0].std(0)
@@ -273,14 +277,14 @@ def _first_fields(content: bytes) -> list[tuple[int, str]]:
     text = content.decode("utf-8-sig", "replace")
     head = text.split("\n", 1)[0].lower().strip()
     rows: Iterable[tuple[int, list[str]]]
-    column, delimiter = 0, "," if "," in head else None
+    column, delimiter = 0, next((one for one in "\t," if one in head), None)
     names = [name.strip(' "') for name in head.split(delimiter)]
     if "smiles" in names:
         column, start = names.index("smiles"), 1
     else:
         start = 0
     if delimiter:
-        reader = csv.reader(io.StringIO(text))
+        reader = csv.reader(io.StringIO(text), delimiter=delimiter)
         rows = ((reader.line_num, row) for row in reader)
     else:
         rows = enumerate((line.split() for line in text.splitlines()), 1)
