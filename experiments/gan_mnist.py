@@ -126,6 +126,9 @@ class Config(flags.Config):
 
 
 def load(config: Config) -> Dataset:
+    weights = config.evaluate.inception
+    if weights is not None and not weights.is_file():  # said before hours of training, not after
+        raise UserError(f"--evaluate.inception {weights}: there is no such file; see python -m jaxgen data inception")
     return config.data.load()
 
 

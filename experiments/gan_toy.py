@@ -132,6 +132,10 @@ def experiment(model: GAN, config: Config) -> Experiment:
             "points within 3 sigma of a mode, %": Estimate(100 * found.quality, 0.0),
         }
 
+    def measure(params, arrays, key, on_progress):
+        protocol = f"{config.data.name}, sigma {sigma:g}, {config.evaluate.num_samples:,} samples"
+        return {f"{name} ({protocol})": value for name, value in count(params, key).items()}
+
     def validate(params, arrays, key):
         means = evaluate(model.evaluate, params, arrays, key)
         return count(params, key) | {name: means[name] for name in ("discriminator loss", "discriminator real")}
@@ -151,7 +155,7 @@ def experiment(model: GAN, config: Config) -> Experiment:
         validate=validate,
         criterion="",
         warn=warn,
-        measure=lambda params, arrays, key, on_progress: count(params, key),
+        measure=measure,
         render=lambda points, columns=None: scatter(points, means),
         latents=Latents(
             prior=model.prior,

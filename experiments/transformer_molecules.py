@@ -289,7 +289,7 @@ def experiment(model: Autoregressive, words: Vocabulary, config: Config, spec: S
             error = np.abs(found - (wanted[:, column] * std + mean))
             error = error[np.isfinite(error)]
             if len(error):
-                of = f"{protocol}{by}, {len(error):,} samples"
+                of = f"{protocol}{by}, the valid ones of {n:,} samples"
                 figures[f"mean absolute error of {name} asked for ({of})"] = estimate(error)
                 share = 100.0 * (error <= TOLERANCE[name])
                 figures[f"{name} within {TOLERANCE[name]:g} of what was asked, % ({of})"] = estimate(share)

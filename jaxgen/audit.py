@@ -93,8 +93,6 @@ def images_audit(
 
     return audit
 
-    return audit
-
 
 def _seen(found: Memorization, samples: np.ndarray, images: np.ndarray, *, of: str, where: str) -> Audit:
     """What the distances of samples to training images say, `of` what they are."""

@@ -10,8 +10,8 @@ from jaxgen.report import File, lines, plots, render
 
 NONE = "\N{EN DASH}"
 MEANING = (
-    "± is a standard error, and in brackets are 95 %, 1.96 of them either way; where the name speaks of seeds, ± is "
-    f"their standard deviation, and there are no brackets. {NONE}: not measured under this name."
+    "± is a standard error, and in brackets are 95 %, 1.96 of them either way; where the name speaks of several "
+    f"seeds, ± is their standard deviation, and there are no brackets. {NONE}: not measured under this name."
 )
 
 PAGE = """{% extends "base" %}

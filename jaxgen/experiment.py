@@ -124,10 +124,14 @@ def members(config: Config, params: Params) -> list[Params]:
 
 
 def over_members(values: Sequence[Figures]) -> Figures:
-    """The figures of the one seed; of several their means, and standard deviations in the place of errors."""
+    """The figures of the one seed; of several their means, and standard deviations in the place of errors.
+
+    Those that not every seed has, since there was nothing to measure, are left out.
+    """
     if len(values) == 1:
         return values[0]
-    each = {name: np.array([value[name].mean for value in values]) for name in values[0]}
+    shared = [name for name in values[0] if all(name in value for value in values)]
+    each = {name: np.array([value[name].mean for value in values]) for name in shared}
     return {name: Estimate(float(x.mean()), float(x.std(ddof=1))) for name, x in each.items()}
 
 

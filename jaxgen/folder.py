@@ -118,12 +118,18 @@ def claim(directory: Path, record: Record, *, overwrite: bool) -> None:
     """Makes the folder this run's, or goes on in it. Where it holds no checkpoint there is nothing to go on from.
 
     Raises:
-      UserError: it belongs to something else, or cannot be written.
+      UserError: it belongs to something else, or cannot be written; what it holds was finished, and is no more than
+        its results.
     """
     try:
         directory.mkdir(parents=True, exist_ok=True)
         earlier = read_record(directory)
         if overwrite or not saved_steps(directory / "checkpoints"):
+            if not overwrite and (directory / CARD).exists():
+                raise UserError(
+                    f"{directory} holds the results of a finished run, and no checkpoints any more: "
+                    "give another --workdir, or start afresh with --run.overwrite"
+                )
             for name in ("checkpoints", "samples", "events"):
                 if (directory / name).exists():
                     shutil.rmtree(directory / name)

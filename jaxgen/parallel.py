@@ -69,7 +69,6 @@ def compile_steps(
         device's part of the batch, with noise of its own.
       stacked: the state is of several seeds, and chunks are [K, S, B, ...]; under jit only.
     """
-    batches = PartitionSpec(None, "data")
     if how == "jit":
         state = _shardings(template)
         everywhere = NamedSharding(mesh, PartitionSpec())
@@ -82,14 +81,18 @@ def compile_steps(
         )
     steps = scan_steps(make_step(axis_name="data"))
     if how == "shard_map":
-        mapped = jax.shard_map(steps, mesh=mesh, in_specs=(PartitionSpec(), batches), out_specs=PartitionSpec())
-        return jax.jit(mapped, donate_argnums=0)
+        return jax.jit(over_parts(steps, mesh, PartitionSpec(None, "data")), donate_argnums=0)
     mapped = jax.pmap(steps, axis_name="data", in_axes=(None, 1), out_axes=None)
 
     def split(state: TrainState, batches: Batch) -> tuple[TrainState, Metrics]:
         return mapped(state, jax.tree.map(lambda x: x.reshape(len(x), mesh.size, -1, *x.shape[2:]), batches))
 
     return split
+
+
+def over_parts(step: Step, mesh: Mesh, batch: PartitionSpec) -> Step:
+    """A step of the axis "data", on each device's part of a batch."""
+    return jax.shard_map(step, mesh=mesh, in_specs=(PartitionSpec(), batch), out_specs=PartitionSpec())
 
 
 def local_rows(batch_size: int, mesh: Mesh) -> np.ndarray:

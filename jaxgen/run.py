@@ -21,7 +21,7 @@ from typing import Any, NoReturn
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, PartitionSpec
 
 from jaxgen import folder, log, parallel, processes, report
 from jaxgen.card import card
@@ -166,6 +166,7 @@ def run(config: Config, load: Callable, build: Callable, name: str, command: str
             figures = {name: Estimate(*value) for name, value in finished.items()}
             if main:
                 print(f"{config.workdir} is finished: nothing left to do")
+                record = folder.read_record(config.workdir)  # of the machine that measured, not of this one
         else:
             figures = _train_and_measure(config, experiment, data, mesh, record)
         if figures and main:
@@ -370,8 +371,10 @@ def replay(config: Config, experiment: Experiment, data: Dataset) -> str:
     state = initial_state(config, experiment, data, template, most=step)
 
     def update(**options: Any) -> Step:
-        one = make_step(experiment.model, ema_decay=config.optimizer.ema_decay, **options)
-        return over_seeds(one) if config.seeds > 1 else one
+        one = partial(make_step, experiment.model, ema_decay=config.optimizer.ema_decay, **options)
+        if config.run.parallel != "jit":
+            return parallel.over_parts(one(axis_name="data"), parallel.make_mesh(), PartitionSpec("data"))
+        return over_seeds(one()) if config.seeds > 1 else one()
 
     def batch(step: int) -> Batch:
         return {name: x[0] for name, x in chunk(config, data, step, step + 1).items()}

@@ -103,8 +103,12 @@ def test_settings_differ_whatever_their_order(finished, unfinished):
 
 
 def test_deviations_over_seeds_are_no_intervals(finished, tmp_path):
-    several = write(tmp_path / "several", config=CONFIG | {"seeds": 3}, rows=[{"step": 200} | FIGURES])
-    assert compare.read(several).figures["test NLL (mnist_5k)"] == "103.62 ± 0.89"
+    told = {"membership AUC, seed 0 alone": [0.5, 0.01]}
+    rows = [{"step": 200, "figures": FIGURES["figures"] | told}]
+    several = write(tmp_path / "several", config=CONFIG | {"seeds": 3}, rows=rows)
+    figures = compare.read(several).figures
+    assert figures["test NLL (mnist_5k)"] == "103.62 ± 0.89"
+    assert figures["membership AUC, seed 0 alone"].endswith("(0.480\xa0to\xa00.520)")
     assert compare.read(finished).figures["test NLL (mnist_5k)"] == NLL
 
 

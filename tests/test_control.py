@@ -182,6 +182,9 @@ def test_arithmetic_adds_the_difference_of_means(run_of, tmp_path):
         ("vae_mnist", ["interpolate", "--seed", "-1"], "--seed -1: expected at least 0"),
         ("vae_mnist", ["interpolate", "--member", "1"], "--member 1: expected 0 to 0"),
         ("vae_mnist", ["interpolate", "--out", "/proc/no/where.png"], "cannot write /proc/no/where.png"),
+        ("vae_mnist", ["interpolate", "--out", "path.jpg"], "--out path.jpg: expected a name that ends in .png"),
+        ("vae_mnist", ["sample", "--out", "a.gif"], "--out a.gif: expected a name that ends in .png"),
+        ("vae_audio", ["sample", "--num", "2", "--out", "a.mp3"], "expected a name that ends in .wav or .png"),
     ],
 )
 def test_what_does_not_fit_is_said_in_a_line(name, words, message, run_of, tmp_path, monkeypatch):

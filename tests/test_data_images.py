@@ -151,6 +151,13 @@ def test_folder_with_classes(tmp_path):
     assert all_images(data).shape[1:] == (8, 8, 3)
 
 
+def test_the_first_held_out_images_are_of_all_classes(tmp_path):
+    """They are looked at, and may be all that is."""
+    pictures = {f"{kind}/{i}.png": picture(i) for kind in ("cat", "dog") for i in range(200)}
+    data = load_images(save(tmp_path, pictures))
+    assert sorted(set(data.test["label"][:10].tolist())) == [0, 1]
+
+
 def test_folder_without_classes(tmp_path):
     data = load_images(save(tmp_path, {"a.png": picture(0), "b.JPG": picture(1), "more/c.jpeg": picture(2)}))
     assert data.classes == ()

@@ -7,6 +7,7 @@ import signal
 from contextlib import redirect_stdout
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -100,6 +101,8 @@ def test_a_run_leaves_what_it_promises(whole, tmp_path, capsys):
         assert expected in printed
     with pytest.raises(UserError, match="--copies 1: expected at least 10 samples, or None"):
         commands.main(["evaluate", str(config.workdir), "--copies", "1"])
+    with pytest.raises(UserError, match=r"--evaluate.inception typo.npz: there is no such file"):
+        train(gan_mnist, replace(config, evaluate=replace(config.evaluate, inception=Path("typo.npz"))))
     with pytest.raises(UserError, match="--label 10: expected 0 to 9"):
         commands.main(["sample", str(config.workdir), "--label", "10"])
     with pytest.raises(UserError, match="--metrics frechet,fid: expected some of frechet"):
@@ -143,7 +146,7 @@ def test_points_of_several_seeds(tmp_path, capsys):
     )
     train(gan_toy, config)
     printed = capsys.readouterr().out
-    assert "modes of 25, mean ± standard deviation of 2 seeds" in printed
+    assert "modes of 25 (grid, sigma 0.05, 100 samples), mean ± standard deviation of 2 seeds" in printed
     out = tmp_path / "points.png"
     commands.main(["sample", str(config.workdir), "--num", "10", "--member", "1", "--out", str(out)])
     with Image.open(out) as picture:

@@ -20,6 +20,8 @@ from jaxgen import log, report
 from jaxgen.data.source import Spec
 from jaxgen.data.vocabulary import START, STOP, molecular, vocabulary
 from jaxgen.errors import UserError
+from jaxgen.evaluate import Estimate
+from jaxgen.experiment import over_members
 from jaxgen.metrics.molecules import PROPERTIES, canonical, properties
 from jaxgen.run import run
 
@@ -340,6 +342,13 @@ def test_the_error_of_a_share_is_of_what_it_is_a_share_of():
     errors = {name.split(" (")[0]: value for name, value in figures.items()}
     assert errors["valid, %"] == (80, pytest.approx(100 * math.sqrt(0.8 * 0.2 / 10)))
     assert errors["novel, %"] == (50, pytest.approx(100 * math.sqrt(0.5 * 0.5 / 2)))
+
+
+def test_seeds_need_not_have_the_same_figures():
+    """As many valid molecules, or any."""
+    figures = [{"a": Estimate(1.0, 0.1), "b": Estimate(2.0, 0.1)}, {"b": Estimate(4.0, 0.1), "c": Estimate(1.0, 0.1)}]
+    assert over_members(figures) == {"b": (3.0, pytest.approx(2**0.5))}
+    assert over_members(figures[:1]) == figures[0]
 
 
 def test_one_held_out_molecule_is_too_few(tmp_path):

@@ -82,7 +82,7 @@ def assert_same_state(one: Path, other: Path) -> None:
     jax.tree.map(np.testing.assert_array_equal, state_of(one), state_of(other))
 
 
-def test_a_run_leaves_what_it_promises(config, capsys):
+def test_a_run_leaves_what_it_promises(config, capsys, monkeypatch):
     train(config)
     record = json.loads((config.workdir / "config.json").read_text())
     assert record["data"]["name"] == "mnist_5k"
@@ -112,7 +112,11 @@ def test_a_run_leaves_what_it_promises(config, capsys):
     assert f"python -m jaxgen sample {config.workdir}" in printed
     assert int(state_of(config.workdir).step) == 120
 
-    train(config)  # the same again: nothing to do, the same figures
+    with monkeypatch.context() as patch:
+        patch.setattr(folder, "device", lambda: "1 x another")
+        train(config)  # the same again: nothing to do, the same figures, of the machine that measured them
+    for name in ("MODEL_CARD.md", "report.html"):
+        assert "1 x another" not in (config.workdir / name).read_text()
     again = capsys.readouterr().out
     assert "is finished: nothing left to do" in again
     assert again.splitlines()[2:] == printed[printed.index("\nVariational") + 1 :].splitlines()
@@ -153,7 +157,9 @@ def test_another_configuration_is_refused_with_the_fields_that_differ(finished):
     assert int(state_of(config.workdir).step) == 20
 
 
-def test_numbers_that_are_not_finite_stop_the_run_and_can_be_replayed(config, capsys):
+@pytest.mark.parametrize("how", ["jit", "shard_map"])
+def test_numbers_that_are_not_finite_stop_the_run_and_can_be_replayed(config, capsys, how):
+    config = replace(config, run=replace(config.run, parallel=how))
     diverging = flags.OptimizerConfig(learning_rate=1e30, schedule="constant")
     with pytest.raises(UserError, match=r"steps in a row were not finite: at step \d+ .*loss .*gradient norm"):
         train(replace(config, optimizer=diverging))
@@ -177,9 +183,19 @@ def test_without_a_guard_parameters_that_are_no_numbers_are_never_saved(config):
     train(config)  # so the same folder serves again
 
 
+def test_results_outlive_their_checkpoints(finished):
+    shutil.rmtree(finished.workdir / "checkpoints")
+    before = sorted(path.name for path in finished.workdir.iterdir())
+    for config in (finished, replace(finished, steps=4)):
+        with pytest.raises(UserError, match="holds the results of a finished run, and no checkpoints any more"):
+            train(config)
+    assert sorted(path.name for path in finished.workdir.iterdir()) == before
+
+
 def test_without_a_checkpoint_there_is_nothing_to_go_on_from(finished):
     config = replace(finished, steps=4)
     shutil.rmtree(config.workdir / "checkpoints")
+    (config.workdir / "MODEL_CARD.md").unlink()  # it was not finished
     train(config)
     assert int(state_of(config.workdir).step) == 4
 

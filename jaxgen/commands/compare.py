@@ -61,7 +61,10 @@ def read(directory: Path) -> Run:
         what=f"{record.experiment}, {record.data.name}",
         state=f"measured at step {step:,}" if figures else f"no figures yet, at step {step:,} of {steps}",
         command=record.command,
-        figures={name: _figure(value, seeds=record.config.get("seeds", 1)) for name, value in figures.items()},
+        figures={
+            name: _figure(value, seeds=1 if name.endswith(" alone") else record.config.get("seeds", 1))
+            for name, value in figures.items()
+        },
         settings=settings,
         rows=rows,
         exhibits={

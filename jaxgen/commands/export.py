@@ -51,7 +51,8 @@ def run(directory: Path, args: list[str]) -> None:
         "classes": json.dumps(record.data.classes),
         **words(record.data.vocabulary),
     }
-    files = {".jaxexport": bytes(exported.serialize()), ".safetensors": safetensors_of(params, about)}
+    weights = safetensors_of(params, about)
+    files = {own.out.suffix or ".jaxexport": bytes(exported.serialize()), ".safetensors": weights}
     deliver(own.out, files)
     weights = own.out.with_suffix(".safetensors")
     print(f"{own.out}: call(seed, labels) of {directory} at step {trained.step}, for {', '.join(PLATFORMS)}")

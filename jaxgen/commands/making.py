@@ -106,9 +106,11 @@ def deliver(out: Path, files: Files) -> list[Path]:
     """Writes files beside each other, or into a folder; returns what there is to name.
 
     Raises:
-      UserError: they cannot be written.
+      UserError: they cannot be written, or are of other formats than `out` says.
     """
     in_folder = not any(part.startswith(".") for part in files)
+    if not in_folder and out.suffix and out.suffix not in files:
+        raise UserError(f"--out {out}: expected a name that ends in {' or '.join(files)}")
     asked = out.suffix if out.suffix in files else next(iter(files))
     for part, content in files.items():
         path = out / part if in_folder else out if part == asked else out.with_suffix(part)
