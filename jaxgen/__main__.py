@@ -22,7 +22,7 @@ USAGE = """usage: python -m jaxgen COMMAND ...
   data prepare NAME --from DIR                            prepare a data set from its raw files, without a network
   data inception FILE.pth --out inception.npz             convert the published weights of FID's network, with PyTorch
 
-Each has a --help of its own."""
+Each has a --help of its own, after its first word: python -m jaxgen sample RUN --help"""
 
 MAKERS = {"sample": (sample.Flags, sample.files_of)} | paths.MAKERS  # what `reproduce` can make again
 # Of a run folder; what follows it is the command's own, further folders too.
@@ -32,7 +32,7 @@ ON_DATA = {"prepare": (data.prepare, "a data set's name"), "inception": (data.in
 
 
 def main(args: list[str]) -> None:
-    if not args or args[0] in ("-h", "--help"):
+    if not args or {"-h", "--help"} & set(args[: 3 if args[0] == "data" else 2]):
         print(USAGE)
         return
     names = [*ON_RUN, "reproduce", "data"]

@@ -117,6 +117,12 @@ def test_an_animation_goes_there_and_back(suffix, run_of, tmp_path):
     assert not np.array_equal(frames[0], frames[3])
 
 
+def test_a_name_without_an_end_gets_one(run_of, tmp_path):
+    jaxgen("interpolate", run_of("vae_mnist"), "--num", 2, "--steps", 3, "--out", tmp_path / "paths")
+    assert [path.name for path in tmp_path.iterdir()] == ["paths.png"]
+    jaxgen("reproduce", tmp_path / "paths.png")
+
+
 def test_a_path_begins_and_ends_with_its_examples(run_of, tmp_path):
     """The ends of the first row are what the mean latents of held-out images 4 and 7 are decoded to."""
     run, out = run_of("vae_mnist"), tmp_path / "path.png"

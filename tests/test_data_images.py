@@ -151,6 +151,15 @@ def test_folder_with_classes(tmp_path):
     assert all_images(data).shape[1:] == (8, 8, 3)
 
 
+def test_small_folders_hold_out_enough_to_measure(tmp_path):
+    """In both splits one image at least, whatever there is."""
+    for count, held_out in ((2, 1), (3, 1), (5, 2), (30, 6)):
+        folder = tmp_path / str(count)
+        folder.mkdir()
+        data = load_images(save(folder, {f"{i}.png": picture(i) for i in range(count)}))
+        assert (len(data.train["image"]), len(data.test["image"])) == (count - held_out, held_out)
+
+
 def test_the_first_held_out_images_are_of_all_classes(tmp_path):
     """They are looked at, and may be all that is."""
     pictures = {f"{kind}/{i}.png": picture(i) for kind in ("cat", "dog") for i in range(200)}

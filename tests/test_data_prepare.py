@@ -92,6 +92,21 @@ def test_prepared_data_load_as_they_were(name, raw, tmp_path, capfd):
 def test_prepared_data_are_not_prepared_again(name, raw, tmp_path):
     written = prepare(name, raw_dir=raw[0], data_dir=tmp_path / "tfds")
     assert prepare(name, raw_dir=tmp_path / "nowhere", data_dir=tmp_path / "tfds") == written
+    for path in written.glob("*.array_record*"):
+        path.rename(path.with_name(path.name.replace("array_record", "tfrecord")))
+    with pytest.raises(UserError, match=r"is not stored as array_record: delete this folder and prepare"):
+        prepare(name, raw_dir=raw[0], data_dir=tmp_path / "tfds")
+
+
+@pytest.mark.parametrize("name", ["mnist"], indirect=True)
+def test_without_array_record_nothing_is_prepared_and_that_is_said(name, raw, tmp_path, monkeypatch):
+    def write(*args):
+        raise ModuleNotFoundError("No module named 'array_record'")
+
+    monkeypatch.setattr("jaxgen.data.prepare._write", write)  # TFDS keeps hold of what it once imported
+    with pytest.raises(UserError, match=r"cannot write mnist without array_record .*: pip install array_record"):
+        prepare(name, raw_dir=raw[0], data_dir=tmp_path / "tfds")
+    assert find(name, tmp_path / "tfds") is None
 
 
 @pytest.mark.parametrize("name", ["mnist"], indirect=True)

@@ -157,6 +157,12 @@ def test_another_configuration_is_refused_with_the_fields_that_differ(finished):
     assert int(state_of(config.workdir).step) == 20
 
 
+def test_every_command_has_a_help(capsys):
+    for words in ([], ["-h"], ["sample", "--help"], ["data", "--help"], ["data", "prepare", "-h"]):
+        commands.main(words)
+        assert "python -m jaxgen sample RUN --help" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("how", ["jit", "shard_map"])
 def test_numbers_that_are_not_finite_stop_the_run_and_can_be_replayed(config, capsys, how):
     config = replace(config, run=replace(config.run, parallel=how))
@@ -331,6 +337,10 @@ def test_falls_back_and_says_so_everywhere(config, tmp_path, monkeypatch, capsys
     assert capsys.readouterr().err.count("notice: using mnist_5k") == 1
     assert folder.read_record(config.workdir).data.name == "mnist_5k"
     assert "instead of mnist" in (config.workdir / "report.html").read_text()
+    binary = replace(config, steps=4, workdir=tmp_path / "binary", data=replace(data, name="binarized_mnist"))
+    train(replace(binary, data=replace(binary.data, binarization="none")))  # as it is; what stands in for it is not
+    commands.main(["evaluate", str(binary.workdir), "--nll-samples", "2"])
+    assert "fixed binarisation" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -51,11 +51,10 @@ def run(directory: Path, args: list[str]) -> None:
         "classes": json.dumps(record.data.classes),
         **words(record.data.vocabulary),
     }
-    weights = safetensors_of(params, about)
-    files = {own.out.suffix or ".jaxexport": bytes(exported.serialize()), ".safetensors": weights}
-    deliver(own.out, files)
-    weights = own.out.with_suffix(".safetensors")
-    print(f"{own.out}: call(seed, labels) of {directory} at step {trained.step}, for {', '.join(PLATFORMS)}")
+    sampler, weights = bytes(exported.serialize()), safetensors_of(params, about)
+    files = {own.out.suffix or ".jaxexport": sampler, ".safetensors": weights}
+    out, weights = deliver(own.out, files)
+    print(f"{out}: call(seed, labels) of {directory} at step {trained.step}, for {', '.join(PLATFORMS)}")
     print(f"  {', '.join(map(_shape, exported.in_avals))} ({labels}) -> {_shape(exported.out_avals[0])}")
     print(f"{weights}: {len(jax.tree.leaves(params))} arrays")
 

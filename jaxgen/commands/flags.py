@@ -23,8 +23,11 @@ def trained_on(record: Any, module: Any, config: Any, data_dir: Path | None) -> 
 
     cache_compilations()
     where = config.data.dir if data_dir is None else data_dir
-    config = replace(config, data=replace(config.data, name=record.data.name, dir=where, strict=True))
+    # What data were used instead of others, and how, the record knows.
+    kept = {"binarization": record.data.binarization} if hasattr(config.data, "binarization") else {}
+    config = replace(config, data=replace(config.data, name=record.data.name, dir=where, strict=True, **kept))
     data = module.load(config)
     if data.spec.digest != record.data.digest:
-        raise UserError(f"{data.name} in {where} is not what {config.workdir} was trained on (its digest differs)")
+        there = f"{data.name} in {where}" if where else data.name
+        raise UserError(f"{there} is not what {config.workdir} was trained on (its digest differs)")
     return config, data

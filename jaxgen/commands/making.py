@@ -127,6 +127,7 @@ def make(
     """Opens a run, makes files and writes them to `own.out`."""
     trained = opened(run, controls, member=own.member, seed=own.seed)
     files = stamps(command, trained, own, files_of(trained, own))
-    out = own.out or Path(f"{command}{next(iter(files))}")
+    out = own.out or Path(command)
+    out = out if out.suffix else out.with_suffix(next(iter(files)))  # `reproduce` goes by it
     shown = deliver(out, files)
     print(f"{trained.directory} at step {trained.step}: {', '.join(map(str, shown))}")

@@ -13,7 +13,7 @@ import numpy as np
 
 from jaxgen.data import sprites
 from jaxgen.data.catalogue import RAW
-from jaxgen.data.prepare import UnavailableError, data_folder, fetch, find, prepared
+from jaxgen.data.prepare import AGAIN, UnavailableError, data_folder, fetch, find, prepared
 from jaxgen.data.source import Arrays, Dataset, check
 from jaxgen.errors import UserError
 
@@ -142,7 +142,8 @@ def _resized(images: np.ndarray, image_size: int | None) -> np.ndarray:
 def _folder(name: str, image_size: int | None) -> Dataset:
     """PNG and JPEG images anywhere below a folder; two or more first-level subfolders are classes.
 
-    An image's split depends on its path inside the folder only, so it stays when others come: a tenth is for testing.
+    An image's split depends on its path inside the folder only, so it stays when others come: a tenth is for testing,
+    or the six (of fewer than twelve, half) that would come first, as many as there is something to measure of.
     """
     from PIL import Image, ImageOps
 
@@ -177,9 +178,10 @@ def _folder(name: str, image_size: int | None) -> Dataset:
     else:
         classes = []
     draws = [int.from_bytes(hashlib.sha256(path.as_posix().encode()).digest()[:4]) / 2**32 for path in paths]
+    mixed = np.argsort(draws)
     is_test = np.array(draws) < 0.1
-    is_test[np.argmin(draws)], is_test[np.argmax(draws)] = True, False  # at least one image in each split
-    mixed = np.argsort(draws)  # the first of the held-out images are looked at, and ought not to be of one class
+    is_test[mixed[: min(6, len(draws) // 2)]], is_test[mixed[-1]] = True, False
+    # The first of the held-out images are looked at, and ought not to be of one class.
     return Dataset(
         name=name,
         train=_where(arrays, ~is_test),
@@ -200,10 +202,7 @@ def _tfds(name: str, folder: Path, image_size: int | None) -> Dataset:
         raise _damaged(name, folder, error) from error
     info, splits = builder.info, list(builder.info.splits)
     if info.file_format != tfds.core.FileFormat.ARRAY_RECORD:
-        raise UserError(
-            f"{name} in {folder} is stored as {info.file_format.value}, expected array_record: prepare it again with "
-            "file_format='array_record', or choose another --data.dir"
-        )
+        raise UserError(f"{name} in {folder} is stored as {info.file_format.value}, expected array_record: {AGAIN}")
     images = [key for key, feature in features.items() if isinstance(feature, tfds.features.Image)]
     if not images or "train" not in splits:
         raise UserError(
@@ -214,7 +213,7 @@ def _tfds(name: str, folder: Path, image_size: int | None) -> Dataset:
     labels = features.get("label")
     classes = tuple(labels.names) if isinstance(labels, tfds.features.ClassLabel) else ()
     decode = _decoder(name, features[image_key], image_size)
-    # dsprites, shapes3d, smallnorb and cars3d store the index of each factor as a label of its own.
+    # dsprites, shapes3d and smallnorb store the index of each factor as a label of its own.
     named = [key for key, feature in features.items() if isinstance(feature, tfds.features.ClassLabel)]
     causes = sorted(key for key in named if key.startswith("label_"))
 

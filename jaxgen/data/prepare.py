@@ -71,6 +71,9 @@ def find(name: str, data_dir: str | Path | None = None) -> Path | None:
     return max(found.values(), key=lambda folder: [int(n) for n in folder.name.split(".")], default=None)
 
 
+AGAIN = "delete this folder and prepare the data set again, or choose another --data.dir"
+
+
 class UnavailableError(UserError):
     """A data set that is neither prepared nor downloadable."""
 
@@ -111,10 +114,13 @@ def prepare(name: str, *, raw_dir: str | Path, data_dir: str | Path | None = Non
       The data set's folder, at once when it is prepared already.
 
     Raises:
-      UserError: unknown name; a raw file is missing, truncated or has another sha256; `data_dir` cannot be written.
+      UserError: unknown name; a raw file is missing, truncated or has another sha256; `data_dir` cannot be written, or
+        holds the data set in another format.
     """
     raw = _raw(name)
     if (folder := find(name, data_dir)) is not None:
+        if not any(folder.glob("*.array_record*")):
+            raise UserError(f"{name} in {folder} is not stored as array_record: {AGAIN}")
         return folder
     contents = {file: _verified(name, Path(raw_dir).expanduser(), file) for file in raw.sha256}
     root = data_folder(data_dir)
@@ -122,6 +128,8 @@ def prepare(name: str, *, raw_dir: str | Path, data_dir: str | Path | None = Non
     try:
         root.mkdir(parents=True, exist_ok=True)
         _write(name, contents, root)
+    except ImportError as error:
+        raise UserError(f"cannot write {name} without array_record ({error}): pip install array_record") from error
     except OSError as error:
         # Another process may have finished first; its folder is as good as ours.
         if (folder := find(name, root)) is None:
