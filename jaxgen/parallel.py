@@ -81,7 +81,7 @@ def compile_steps(
         )
     steps = scan_steps(make_step(axis_name="data"))
     if how == "shard_map":
-        return jax.jit(over_parts(steps, mesh, PartitionSpec(None, "data")), donate_argnums=0)
+        return jax.jit(over_parts(steps, mesh, axis=1), donate_argnums=0)
     mapped = jax.pmap(steps, axis_name="data", in_axes=(None, 1), out_axes=None)
 
     def split(state: TrainState, batches: Batch) -> tuple[TrainState, Metrics]:
@@ -90,8 +90,9 @@ def compile_steps(
     return split
 
 
-def over_parts(step: Step, mesh: Mesh, batch: PartitionSpec) -> Step:
-    """A step of the axis "data", on each device's part of a batch."""
+def over_parts(step: Step, mesh: Mesh, axis: int = 0) -> Step:
+    """A step of the axis "data", on each device's part of a batch, whose examples lie along that axis."""
+    batch = PartitionSpec(*[None] * axis, "data")
     return jax.shard_map(step, mesh=mesh, in_specs=(PartitionSpec(), batch), out_specs=PartitionSpec())
 
 

@@ -21,7 +21,7 @@ from typing import Any, NoReturn
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import Mesh
 
 from jaxgen import folder, log, parallel, processes, report
 from jaxgen.card import card
@@ -373,7 +373,7 @@ def replay(config: Config, experiment: Experiment, data: Dataset) -> str:
     def update(**options: Any) -> Step:
         one = partial(make_step, experiment.model, ema_decay=config.optimizer.ema_decay, **options)
         if config.run.parallel != "jit":
-            return parallel.over_parts(one(axis_name="data"), parallel.make_mesh(), PartitionSpec("data"))
+            return parallel.over_parts(one(axis_name="data"), parallel.make_mesh())
         return over_seeds(one()) if config.seeds > 1 else one()
 
     def batch(step: int) -> Batch:
