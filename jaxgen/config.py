@@ -147,7 +147,8 @@ class OptimizerConfig:
     clip_norm: float | None = None
     """Largest norm of a gradient; a longer one is scaled down to it."""
     ema_decay: float | None = None
-    """Decay of a moving average of the parameters, used for evaluation and sampling."""
+    """Decay of the moving average of the parameters that evaluation and sampling use; lower in the first steps t:
+    (1 + t) / (10 + t)."""
     noise_multiplier: float | None = None
     """Differentially private training (DP-SGD, Abadi et al. 2016): standard deviation of the noise on the sum of the
     examples' gradients, in units of --optimizer.example-norm (pip install -e '.[privacy]'). None: not private."""

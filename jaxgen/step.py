@@ -40,7 +40,11 @@ def make_step(
 
     Args:
       model: what to train.
-      ema_decay: decay per step of the moving average of the parameters; None keeps none.
+      ema_decay: decay of the moving average of the parameters, approached from below: at step t = 0, 1, ... the decay
+        is min(ema_decay, (1 + t) / (10 + t)), as in TensorFlow's `ExponentialMovingAverage(decay, num_updates)`. The
+        average then spans about the last tenth of a short run, and after t steps the initial parameters weigh
+        9! t! / (t + 9)!, below 1e-6 from step 20 on. A constant decay of 0.999 would leave them exp(-t / 1000).
+        None keeps no average.
       accumulate: number of equal parts of the batch whose gradients are computed one after another, and averaged: the
         same step in less memory. Each part draws its own noise.
       guard: leave out every update whose loss or gradient is not finite.
@@ -64,7 +68,8 @@ def make_step(
         ema = state.ema
         if ema_decay is not None:
             trained = {objective.wrt for objective in model.objectives}
-            average = optax.incremental_update(params, ema, 1 - ema_decay)
+            share = jnp.maximum(1 - ema_decay, 9 / (10 + state.step))  # 1 - decay
+            average = optax.incremental_update(params, ema, share)
             ema = {name: average[name] if name in trained else params[name] for name in params}
         return state.replace(step=state.step + 1, params=params, opt_state=opt_state, ema=ema), metrics
 

@@ -357,8 +357,9 @@ def test_average_is_of_parameters_and_never_of_statistics():
     states, _ = run(model, cloud(), 4, ema_decay=0.9)
     params, ema = states[-1].params, states[-1].ema
     average = states[0].params["generator"]
-    for state in states[1:]:
-        average = jax.tree.map(lambda a, p: 0.9 * a + 0.1 * p, average, state.params["generator"])
+    for t, state in enumerate(states[1:]):
+        decay = (1 + t) / (10 + t)
+        average = jax.tree.map(lambda a, p, d=decay: d * a + (1 - d) * p, average, state.params["generator"])
     close(ema["generator"], average)
     assert same(ema["generator_statistics"], params["generator_statistics"])
     assert not same(states[0].params["generator_statistics"], params["generator_statistics"])

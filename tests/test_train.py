@@ -1,5 +1,8 @@
 """The pure step and the loop around it."""
 
+import math
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,7 +13,7 @@ from jaxgen.config import OptimizerConfig
 from jaxgen.guard import Guard
 from jaxgen.step import init_state, make_step, scan_steps
 from jaxgen.train import Hook, Progress, _chunks, train
-from jaxgen.types import Aux, Model, Objective
+from jaxgen.types import Aux, Model, Objective, TrainState
 
 
 def quadratic(every: int = 1) -> Model:
@@ -96,14 +99,47 @@ def test_a_step_whose_numbers_are_not_finite_changes_nothing_and_is_counted():
     assert after.params["a"]["w"] != new.params["a"]["w"]
 
 
-def test_moving_average():
+def averages(decay: float, params: list[float], ema: float, start: int = 0) -> list[float]:
+    """Moving averages of scalar parameters after steps `start`, `start + 1`, ..., by their definition."""
+    found = []
+    for t, value in enumerate(params, start):
+        rate = min(decay, (1 + t) / (10 + t))
+        ema = rate * ema + (1 - rate) * value
+        found.append(ema)
+    return found
+
+
+@pytest.mark.parametrize("decay", [0.2, 0.999])
+def test_moving_average(decay):
     model = quadratic()
-    step, state = make_step(model, ema_decay=0.9), state_of(model, ema=True)
-    expected = state.params["a"]["w"]
-    for _ in range(4):
+    step, states = jax.jit(make_step(model, ema_decay=decay)), [state_of(model, ema=True)]
+    for _ in range(6):
+        states.append(step(states[-1], BATCH)[0])
+    params, found = zip(*((s.params["a"]["w"], s.ema["a"]["w"]) for s in states), strict=True)
+    np.testing.assert_allclose(found[1:], averages(decay, params[1:], params[0]), rtol=1e-5)
+
+
+def test_moving_average_of_a_short_run_forgets_where_it_began():
+    """From 1 to parameters that stay at 0, the average is the weight of the initialization: t! 9! / (t + 9)!."""
+    still = Objective("a", lambda params, batch, key: (0.0 * params["a"].sum(), Aux()), optax.sgd(0.0))
+    step = make_step(replace(quadratic(), objectives=(still,)), ema_decay=0.999)
+    state = TrainState(jnp.int32(0), jax.random.key(0), {"a": jnp.zeros(1)}, {"a": optax.sgd(0.0).init(0.0)})
+    state = state.replace(ema={"a": jnp.ones(1)})
+    weights = []
+    for _ in range(20):
         state, _ = step(state, BATCH)
-        expected = 0.9 * expected + 0.1 * state.params["a"]["w"]
-    np.testing.assert_allclose(state.ema["a"]["w"], expected, rtol=1e-6)
+        weights.append(float(state.ema["a"][0]))
+    expected = [1 / math.comb(t + 9, 9) for t in range(1, 21)]
+    np.testing.assert_allclose(weights, expected, rtol=1e-5)
+    assert weights[-1] < 1e-6
+
+
+def test_moving_average_of_a_long_run_has_the_decay_that_was_asked_for():
+    model = quadratic()
+    state = state_of(model, ema=True).replace(step=jnp.int32(20_000))
+    new, _ = make_step(model, ema_decay=0.999)(state, BATCH)
+    expected = 0.999 * state.ema["a"]["w"] + 0.001 * new.params["a"]["w"]
+    np.testing.assert_allclose(new.ema["a"]["w"], expected, rtol=1e-5)
 
 
 def test_a_long_gradient_is_scaled_down_to_its_largest_norm():
