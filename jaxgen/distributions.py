@@ -77,8 +77,14 @@ def logistic_mixture_log_prob(x: Array, output: Array, *, levels: int = 256) -> 
     return jax.nn.logsumexp(jax.nn.log_softmax(logits) + log_p, axis=-1)
 
 
-def logistic_mixture_sample(key: Key, output: Array, channels: int, *, temperature: float = 1.0) -> Array:
-    """Pixels [..., C], not yet cut into levels; at temperature 0 the centre of the most probable component."""
+def logistic_mixture_sample(
+    key: Key, output: Array, channels: int, *, levels: int = 256, temperature: float = 1.0
+) -> Array:
+    """Draw pixels [..., C] in [0, 1], each channel one of `levels` values.
+
+    A channel is rounded before the next one is drawn, since `logistic_mixture_log_prob` conditions on rounded channels.
+    At temperature 0 a channel is the level nearest to the center of the most probable component.
+    """
     component_key, key = jax.random.split(key)
     logits, *parameters = _mixture(output, channels)
     component = jax.random.categorical(component_key, logits / temperature) if temperature else logits.argmax(-1)
@@ -87,8 +93,8 @@ def logistic_mixture_sample(key: Key, output: Array, channels: int, *, temperatu
     noise = temperature * jnp.exp(log_scale) * jax.random.logistic(key, mu.shape)
     x = jnp.zeros((*mu.shape[:-1], 0))
     for c in range(channels):
-        value = _centre(mu, coefficients, x, c) + noise[..., c]
-        x = jnp.concatenate([x, jnp.clip(value, 0, 1)[..., None]], axis=-1)
+        value = _nearest_level(_centre(mu, coefficients, x, c) + noise[..., c], levels)
+        x = jnp.concatenate([x, value[..., None]], axis=-1)
     return x
 
 
@@ -186,7 +192,7 @@ def discretized_logistic(levels: int = 256) -> Likelihood:
     def sample(key, output):
         mu, log_scale = parameters(output)
         x = mu + jnp.exp(log_scale) * jax.random.logistic(key, mu.shape, mu.dtype)
-        return jnp.round(jnp.clip(x, 0, 1) * (levels - 1)) / (levels - 1)
+        return _nearest_level(x, levels)
 
     def bias(mean):
         return _join(mean, -2.0)
@@ -210,6 +216,11 @@ def categorical() -> Likelihood:
         return jnp.log(jnp.maximum(mean, 1e-3))
 
     return Likelihood("categorical", 1, log_prob, jax.nn.softmax, sample, bias)
+
+
+def _nearest_level(x: Array, levels: int) -> Array:
+    """The nearest of `levels` equally spaced values in [0, 1]."""
+    return jnp.round(jnp.clip(x, 0, 1) * (levels - 1)) / (levels - 1)
 
 
 def _total(log_prob: Callable[..., Array], x: Array, *parameters: Array) -> Array:

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import PartitionSpec as P
+from scipy import stats
 
 from jaxgen import parallel
 from jaxgen.step import init_state, make_step
@@ -147,3 +148,18 @@ def noise_by_example(model: Model) -> Model:
 def close(*results, atol: float = 1e-6) -> None:
     for other in results[1:]:
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=atol), results[0], other)
+
+
+def check_frequencies(probabilities: np.ndarray, drawn: np.ndarray) -> None:
+    """Outcomes `drawn` [N], indices into `probabilities` [K], follow them: Pearson's chi-square, p above 1e-4.
+
+    Outcomes that are expected fewer than 5 times count as one with the least probable of the others.
+    """
+    order = np.argsort(-np.asarray(probabilities))
+    expected = np.asarray(probabilities, np.float64)[order]
+    expected *= len(drawn) / expected.sum()
+    counts = np.bincount(drawn, minlength=len(order))[order]
+    last = np.count_nonzero(expected >= 5) - 1
+    assert last > 0, "one outcome has all the probability"
+    merged = [np.append(x[:last], x[last:].sum()) for x in (counts, expected)]
+    assert stats.chisquare(*merged).pvalue > 1e-4

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from conformance import check_model, mesh_of
+from conformance import check_frequencies, check_model, mesh_of
 
 from jaxgen import distributions, parallel
 from jaxgen.models.autoregressive import (
@@ -278,21 +278,37 @@ def test_learned_positions_end_and_an_opening_is_wanted():
 # Heads ----------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("channels", [1, 3])
-def test_logistic_mixture_sums_to_one_and_draws_what_it_says(channels):
-    levels = 256 if channels == 1 else 6
+def outcomes(levels: int, channels: int) -> jax.Array:
+    """All values of a pixel, [levels ** channels, channels]."""
+    return jnp.asarray(list(itertools.product(range(levels), repeat=channels)), jnp.int32)
+
+
+@pytest.mark.parametrize("width", [-30.0, -2.0, 0.0, 2.0])  # narrower than a level, and wider than all of them
+@pytest.mark.parametrize(("levels", "channels"), [(256, 1), (16, 2), (6, 3)])
+def test_logistic_mixture_sums_to_one_and_draws_what_it_says(levels, channels, width):
     head = logistic_mixture(components=3, channels=channels, levels=levels)
-    output = 2 * jax.random.normal(jax.random.key(channels), (head.width,))
-    pixels = jnp.asarray(list(itertools.product(range(levels), repeat=channels)), jnp.int32)
-    p = np.exp(jax.jit(head.log_prob)(pixels, output))
+    output = jax.random.normal(jax.random.key(channels), (head.width,))
+    per_component = output[3:].reshape(3, -1).at[:, channels : 2 * channels].add(width)
+    output = jnp.concatenate([output[:3], per_component.at[:, 2 * channels :].multiply(2).reshape(-1)])
+    p = np.exp(jax.jit(head.log_prob)(outcomes(levels, channels), output))
     np.testing.assert_allclose(p.sum(), 1, rtol=1e-4)
     n = 20_000
     draw = jax.jit(head.draw, static_argnums=2)
     drawn = draw(jax.random.key(1), jnp.broadcast_to(output, (n, head.width)), Controls())
     assert drawn.shape == (n, channels)
-    if channels == 1:  # of several, a channel's centre depends on one that is not yet cut into levels
-        counts = np.bincount(np.asarray(drawn)[:, 0], minlength=levels)
-        assert (np.abs(counts / n - p) < 5 * np.sqrt(p * (1 - p) / n) + 1e-9).all()
+    check_frequencies(p, np.asarray(drawn) @ levels ** np.arange(channels)[::-1])
+
+
+@pytest.mark.parametrize("width", [-30.0, 0.0])
+def test_what_the_logistic_mixture_draws_in_color_costs_its_entropy(width):
+    """Of 256 levels: the mean of -log p of samples is the entropy, here the sum over all 65,536 values."""
+    head, n = logistic_mixture(components=1, channels=2), 4_000
+    output = jnp.asarray([0.0, 0.0, 0.0, width, width, 2.0])
+    log_p = np.asarray(jax.jit(head.log_prob)(outcomes(256, 2), output), np.float64)
+    entropy = -np.where(log_p > -100, np.exp(log_p) * log_p, 0).sum()
+    drawn = head.draw(jax.random.key(0), jnp.broadcast_to(output, (n, 6)), Controls())
+    cost = -np.asarray(head.log_prob(drawn, output), np.float64)
+    assert abs(cost.mean() - entropy) < 5 * cost.std() / np.sqrt(n)
 
 
 def test_gradients_of_the_logistic_mixture_are_finite_for_extreme_parameters():
@@ -314,3 +330,16 @@ def test_bernoulli_head_is_a_bernoulli():
     drawn = head.draw(jax.random.key(0), jnp.broadcast_to(logits, (5_000, 2)), Controls())
     np.testing.assert_allclose(drawn.mean(0), jax.nn.sigmoid(logits[0]), atol=0.03)
     np.testing.assert_array_equal(head.draw(jax.random.key(0), logits, Controls(temperature=0)), [[1, 0]])
+
+
+@pytest.mark.parametrize(
+    ("head", "events"),
+    [(categorical(5), np.arange(5)), (bernoulli(3), np.array(list(itertools.product(range(2), repeat=3))))],
+    ids=["categorical", "bernoulli"],
+)
+def test_heads_draw_with_the_probabilities_that_they_give(head, events):
+    output, n = jax.random.normal(jax.random.key(2), (head.width,)), 20_000
+    p = np.exp(head.log_prob(jnp.asarray(events), jnp.broadcast_to(output, (len(events), head.width))))
+    np.testing.assert_allclose(p.sum(), 1, rtol=1e-5)
+    drawn = np.asarray(head.draw(jax.random.key(3), jnp.broadcast_to(output, (n, head.width)), Controls()))
+    check_frequencies(p, drawn if drawn.ndim == 1 else drawn @ [4, 2, 1])

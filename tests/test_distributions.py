@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conformance import check_frequencies
 from scipy import stats
 
 from jaxgen import distributions as d
@@ -66,3 +67,25 @@ def test_likelihood_samples_have_its_mean_and_bias_starts_there(likelihood):
     draws = jax.vmap(lambda key: likelihood.sample(key, output))(jax.random.split(jax.random.key(0), 4000))
     np.testing.assert_allclose(draws.mean(), 0.4, atol=0.01)
     assert likelihood.log_prob(draws[0], jnp.stack([output] * 7)).shape == (7, 5)
+
+
+@pytest.mark.parametrize("log_scale", [-7.0, -1.0, 1.0])
+def test_discretized_logistic_draws_with_the_probabilities_that_it_gives(log_scale):
+    likelihood, n = d.discretized_logistic(8), 20_000
+    output = jnp.asarray([3.5 / 7 + 0.02, log_scale])
+    p = np.exp(likelihood.log_prob(jnp.arange(8)[:, None] / 7, jnp.broadcast_to(output, (8, 2))))
+    drawn = likelihood.sample(jax.random.key(0), jnp.broadcast_to(output, (n, 2)))[:, 0]
+    levels = np.round(7 * np.asarray(drawn)).astype(int)
+    np.testing.assert_allclose(levels / 7, drawn, rtol=1e-6)
+    if log_scale == -7.0:  # narrower than a level: one outcome
+        np.testing.assert_array_equal(levels, p.argmax())
+    else:
+        check_frequencies(p, levels)
+
+
+@pytest.mark.parametrize(("likelihood", "values"), [(d.bernoulli(), [[0.0], [1.0]]), (d.categorical(), np.eye(4))])
+def test_likelihoods_draw_with_the_probabilities_that_they_give(likelihood, values):
+    output, n = jax.random.normal(jax.random.key(1), np.shape(values)[1:]), 20_000
+    p = np.exp(likelihood.log_prob(jnp.asarray(values), jnp.broadcast_to(output, np.shape(values))))
+    drawn = np.asarray(likelihood.sample(jax.random.key(2), jnp.broadcast_to(output, (n, *output.shape))))
+    check_frequencies(p, drawn.argmax(-1) if len(values) > 2 else drawn[:, 0].astype(int))

@@ -137,8 +137,8 @@ def logistic_mixture(components: int = 10, channels: int = 1, levels: int = 256)
         return logistic_mixture_log_prob(tokens / (levels - 1), output, levels=levels)
 
     def draw(key: Key, output: Array, controls: Controls) -> Array:
-        x = logistic_mixture_sample(key, output, channels, temperature=controls.temperature)
-        return jnp.round(jnp.clip(x, 0, 1) * (levels - 1)).astype(jnp.int32)
+        x = logistic_mixture_sample(key, output, channels, levels=levels, temperature=controls.temperature)
+        return jnp.round(x * (levels - 1)).astype(jnp.int32)
 
     width = components * (1 + 2 * channels + channels * (channels - 1) // 2)
     return Head(width, log_prob, draw, (channels,))
