@@ -73,7 +73,7 @@ class Config(flags.Config):
     """One run."""
 
     workdir: Path = Path("runs/gan_toy")
-    """Run folder: everything that the run writes. The same command again goes on where it stopped."""
+    """Run folder. Its default name ends in what other flags change. Rerun the command to resume."""
     steps: int = 12_000
     """Training steps."""
     data: DataConfig = field(default_factory=DataConfig)

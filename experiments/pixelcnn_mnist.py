@@ -83,7 +83,7 @@ class Config(flags.Config):
     """One run."""
 
     workdir: Path = Path("runs/pixelcnn_mnist")
-    """Run folder: everything that the run writes. The same command again goes on where it stopped."""
+    """Run folder. Its default name ends in what other flags change. Rerun the command to resume."""
     steps: int = 15_000
     """Training steps."""
     batch_size: int = 16

@@ -94,7 +94,7 @@ class Config(flags.Config):
     """One run."""
 
     workdir: Path = Path("runs/vae_mnist")
-    """Run folder: everything that the run writes. The same command again goes on where it stopped."""
+    """Run folder. Its default name ends in what other flags change. Rerun the command to resume."""
     steps: int = 6_000
     """Training steps."""
     data: flags.ImageDataConfig = field(default_factory=flags.ImageDataConfig)

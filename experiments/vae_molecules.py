@@ -88,7 +88,7 @@ class Config(flags.Config):
     """One run."""
 
     workdir: Path = Path("runs/vae_molecules")
-    """Run folder: everything that the run writes. The same command again goes on where it stopped."""
+    """Run folder. Its default name ends in what other flags change. Rerun the command to resume."""
     steps: int = 1_000
     """Training steps."""
     batch_size: int = 64

@@ -50,7 +50,9 @@ def main(args: list[str]) -> None:
     elif command == "reproduce":
         reproduce.run(Path(rest[0]), rest[1:], MAKERS)
     else:
-        ON_RUN[command](Path(rest[0]), rest[1:])
+        from jaxgen.folder import followed
+
+        ON_RUN[command](followed(Path(rest[0])), rest[1:])
 
 
 if __name__ == "__main__":

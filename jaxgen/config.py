@@ -276,7 +276,7 @@ class Config:
     """What every experiment has."""
 
     workdir: Path = Path("runs/experiment")
-    """Run folder: everything that the run writes. The same command again goes on where it stopped."""
+    """Run folder. Its default name ends in what other flags change. Rerun the command to resume."""
     seed: int = 0
     """Of all that is random: parameters, order of the data, noise."""
     seeds: int = 1

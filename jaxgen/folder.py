@@ -1,13 +1,15 @@
 """A run folder: whose it is, how it came to be, and how to rebuild from it what it holds."""
 
+import hashlib
 import importlib
 import importlib.util
+import json
 import os
 import platform
 import re
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
@@ -27,6 +29,7 @@ from jaxgen.report import SUFFIXES
 
 LOCK = ".lock"
 CARD = "MODEL_CARD.md"
+LATEST = "latest"  # a link beside the folders of runs/
 
 
 @dataclass(frozen=True)
@@ -65,8 +68,12 @@ def load_run(directory: Path) -> tuple[Record, ModuleType, Config]:
 
 def record_of(experiment: str, command: str, config: Config, data: Dataset) -> Record:
     """What a run writes down about itself."""
-    flags = msgspec.json.decode(msgspec.json.encode(config, enc_hook=str))  # as it will be read again
-    return Record(experiment, command, flags, data.spec, data.source, data.notice, versions(), device())
+    return Record(experiment, command, plain(config), data.spec, data.source, data.notice, versions(), device())
+
+
+def plain(config: Config) -> dict[str, Any]:
+    """A configuration as it will be read again from config.json."""
+    return msgspec.json.decode(msgspec.json.encode(config, enc_hook=str))
 
 
 def read_record(directory: Path) -> Record | None:
@@ -168,14 +175,61 @@ def locked(directory: Path) -> Iterator[None]:
 
 def identity(record: Record) -> dict[str, Any]:
     """What two runs must share for one to go on from the other; how a run is watched and measured is not part of it."""
-    named = {"seeds": 1} | record.config
-    config = {k: v for k, v in named.items() if k not in ("workdir", "run", "evaluate", "sample")}
-    config["data"] = {k: v for k, v in config["data"].items() if k not in ("dir", "strict", "name")}
-    run = record.config.get("run", {})  # of which these decide what is computed, and who draws which noise
-    as_before = {"accumulate": 1, "parallel": "jit", "dtype": "float32"}
-    config["run"] = {name: run.get(name, default) for name, default in as_before.items()}
+    config = trained(record.config)
     data = {"name": record.data.name, "digest": record.data.digest}
     return {"experiment": record.experiment} | config | {"data": config["data"] | data}
+
+
+def trained(config: dict[str, Any]) -> dict[str, Any]:
+    """The fields of a configuration that decide what is trained."""
+    named = {"seeds": 1} | config
+    kept = {k: v for k, v in named.items() if k not in ("workdir", "run", "evaluate", "sample")}
+    kept["data"] = {k: v for k, v in kept["data"].items() if k not in ("dir", "strict")}
+    run = config.get("run", {})  # of which these decide what is computed, and who draws which noise
+    as_before = {"accumulate": 1, "parallel": "jit", "dtype": "float32"}
+    return kept | {"run": {name: run.get(name, default) for name, default in as_before.items()}}
+
+
+def default_workdir(default: Config, config: Config) -> Path:
+    """Folder of a run without --workdir: that of `default`, and what `config` trains differently.
+
+    A pure function of both, so that the same command finds its own run again, and no other command does.
+    """
+    old, new = (trained(plain(some)) | {"steps": None} for some in (default, config))
+    changes = [(name, value) for name, _, value in differences(old, new)]
+    if not changes:
+        return default.workdir
+    digest = hashlib.sha256(json.dumps(changes).encode()).hexdigest()[:4]
+    slug = re.sub(r"[^a-z0-9.]+", "-", "-".join(_slug(*change) for change in changes).lower())[:48].strip("-.")
+    return default.workdir.with_name(f"{default.workdir.name}-{slug}-{digest}")
+
+
+def _slug(name: str, value: Any) -> str:
+    """A changed value in a folder's name: "conv" speaks for itself, numbers need the name of their field."""
+    name = name.rpartition(".")[2]
+    if isinstance(value, bool):
+        return name if value else f"no-{name}"
+    if isinstance(value, str):
+        return value
+    return f"{name}-{'-'.join(map(str, value)) if isinstance(value, list) else value}"
+
+
+def link_latest(directory: Path) -> None:
+    """Points runs/latest to a run folder in runs/; what lies there and is no such link stays."""
+    link = directory.parent / LATEST
+    if directory.absolute().parent != Path("runs").absolute() or directory.name == LATEST:
+        return
+    with suppress(OSError):  # file systems without links: only the short name is missing
+        if os.path.lexists(link) and not (link.is_symlink() and os.readlink(link) == Path(os.readlink(link)).name):
+            return
+        fresh = link.with_name(f".{LATEST}-{os.getpid()}")
+        fresh.symlink_to(directory.name)
+        fresh.replace(link)
+
+
+def followed(directory: Path) -> Path:
+    """The folder that a link such as runs/latest leads to now, so that files name the run itself."""
+    return directory.parent / os.readlink(directory) if directory.is_symlink() else directory
 
 
 def shared(record: Record) -> dict[str, Any]:

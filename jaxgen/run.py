@@ -15,6 +15,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
@@ -76,7 +77,7 @@ def main(
 
 
 def parse(name: str, doc: str, default: Config, named: Mapping[str, Config], args: list[str]) -> Config:
-    """Flags to a configuration."""
+    """Flags to a configuration, whose folder is named after what they change unless --workdir names one."""
     import tyro
 
     program = f"python -m experiments.{name}"
@@ -88,7 +89,9 @@ def parse(name: str, doc: str, default: Config, named: Mapping[str, Config], arg
         default, program, args = named[args[0]], f"{program} {args[0]}", args[1:]
     if named:
         doc += "\nNamed configurations, as an optional first word: " + ", ".join(named)
-    return tyro.cli(type(default), prog=program, description=doc, default=default, args=args)
+    config = tyro.cli(type(default), prog=program, description=doc, default=default, args=args)
+    named_by_user = any(word.partition("=")[0] == "--workdir" for word in args)
+    return config if named_by_user else replace(config, workdir=folder.default_workdir(default, config))
 
 
 @contextmanager
@@ -159,6 +162,7 @@ def run(config: Config, load: Callable, build: Callable, name: str, command: str
         def claim() -> dict[str, list] | None:
             stack.enter_context(folder.locked(config.workdir))
             folder.claim(config.workdir, record, overwrite=config.run.overwrite)
+            folder.link_latest(config.workdir)
             return _figures(config.workdir, record)
 
         finished = processes.from_main(claim)

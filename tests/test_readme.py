@@ -13,7 +13,7 @@ from PIL import Image
 import experiments
 from jaxgen import __main__ as commands
 from jaxgen import config as flags
-from jaxgen import log
+from jaxgen import folder, log
 from jaxgen.run import parse, run
 
 pytestmark = pytest.mark.usefixtures("one_device")
@@ -31,6 +31,22 @@ def test_commands_parse(line):
     words = shlex.split(line.partition("python -m experiments.")[2], comments=True)
     module = importlib.import_module(f"experiments.{words[0]}")
     parse(words[0], "", module.Config(), module.NAMED, words[1:])
+
+
+def test_commands_work_in_their_order():
+    """None meets the folder of another configuration, and those on a run folder come after what trains it."""
+    identities = {}
+    for line in SHELL:
+        words = shlex.split(line.partition("python -m ")[2], comments=True) or [""]
+        if line in EXPERIMENTS:
+            module = importlib.import_module(words[0])
+            config = parse(module.__name__, "", module.Config(), module.NAMED, words[1:])
+            identity = (words[0], folder.trained(folder.plain(config)))
+            assert identities.setdefault(config.workdir, identity) == identity, line
+        for word in words if words[0] == "jaxgen" else []:
+            assert not word.startswith("runs/") or word == "runs/latest" or Path(word) in identities, line
+    for name in re.findall(r"runs/[\w.-]+-[0-9a-f]{4}\b", README):
+        assert Path(name) in identities
 
 
 def test_the_example_is_short_and_runs(tmp_path, monkeypatch, capsys):

@@ -23,8 +23,10 @@ class Compare:
 
 
 def run(directory: Path, args: list[str]) -> None:
+    from jaxgen.folder import followed
+
     own = tyro.cli(Compare, prog=f"python -m jaxgen compare {directory}", args=args)
-    directories = [directory, *own.others]
+    directories = [directory, *map(followed, own.others)]
     if len(directories) < 2:
         raise UserError("compare needs at least two run folders: python -m jaxgen compare RUN RUN ...")
     if len({one.resolve() for one in directories}) < len(directories):
