@@ -8,6 +8,7 @@ import numpy as np
 
 from jaxgen.data.catalogue import RAW_AUDIO
 from jaxgen.data.prepare import UnavailableError, fetch
+from jaxgen.data.prepared import describe, examples, readable
 from jaxgen.data.source import Arrays, Dataset, check
 from jaxgen.errors import UserError
 
@@ -163,15 +164,11 @@ def pluck(hertz: np.ndarray, brightness: np.ndarray, rate: int, length: int, rng
 def _spoken_digit(folder: Path, rate: int, length: int, joint: bool) -> Dataset:
     """Recordings 05 and above of each digit and speaker to train on, 00 to 04 to test on."""
     name = "spoken_digit"
-    try:
-        recordings = sorted(_records(folder))
-        if not recordings:
-            raise ValueError("no ArrayRecord files")
-    except Exception as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(
-            f"{name} in {folder} cannot be read ({reason}): delete this folder and prepare the data set again"
-        ) from error
+    with readable(name, folder):
+        recordings = sorted(
+            (one["audio/filename"].bytes_list.value[0].decode(), np.array(one["audio"].int64_list.value, np.int16))
+            for one in examples(describe(name, folder), "train")
+        )
     speakers = sorted({file.split("_")[1] for file, _ in recordings})
     splits: dict[bool, list] = {False: [], True: []}
     for file, wave in recordings:
@@ -188,20 +185,6 @@ def _spoken_digit(folder: Path, rate: int, length: int, joint: bool) -> Dataset:
     return _labelled(
         name, train, test, DIGITS, ("speaker", tuple(speakers)), joint, source=RAW_AUDIO[name].credit, notice=None
     )
-
-
-def _records(folder: Path):
-    """(name, samples) of each example; read as records, since TFDS describes sounds by way of TensorFlow only."""
-    from array_record.python.array_record_module import ArrayRecordReader
-    from tensorflow_datasets.proto import tf_example_pb2
-
-    for path in sorted(folder.glob("*-train.array_record*")):
-        reader = ArrayRecordReader(str(path))
-        for record in reader.read_all():
-            features = tf_example_pb2.Example.FromString(record).features.feature
-            file = features["audio/filename"].bytes_list.value[0].decode()
-            yield file, np.array(features["audio"].int64_list.value, np.int16)
-        reader.close()
 
 
 # Recordings -----------------------------------------------------------------------------------------------------------

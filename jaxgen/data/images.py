@@ -7,13 +7,13 @@ import io
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from jaxgen.data import sprites
 from jaxgen.data.catalogue import RAW
-from jaxgen.data.prepare import AGAIN, UnavailableError, data_folder, fetch, find, prepared
+from jaxgen.data.prepare import UnavailableError, data_folder, fetch, find, prepared
+from jaxgen.data.prepared import Feature, describe, examples, readable
 from jaxgen.data.source import Arrays, Dataset, check
 from jaxgen.errors import UserError
 
@@ -193,47 +193,33 @@ def _folder(name: str, image_size: int | None) -> Dataset:
 
 def _tfds(name: str, folder: Path, image_size: int | None) -> Dataset:
     """A data set that TFDS has prepared, its images and (where it has them) labels and factors of variation."""
-    import tensorflow_datasets as tfds
-
-    try:
-        builder = tfds.builder_from_directory(folder)
-        features = dict(builder.info.features.items())
-    except Exception as error:
-        raise _damaged(name, folder, error) from error
-    info, splits = builder.info, list(builder.info.splits)
-    if info.file_format != tfds.core.FileFormat.ARRAY_RECORD:
-        raise UserError(f"{name} in {folder} is stored as {info.file_format.value}, expected array_record: {AGAIN}")
-    images = [key for key, feature in features.items() if isinstance(feature, tfds.features.Image)]
+    found = describe(name, folder)
+    features, splits = found.features, found.splits
+    images = [key for key, feature in features.items() if feature.kind == "image"]
     if not images or "train" not in splits:
         raise UserError(
             f"{name} in {folder} cannot be used: expected an image feature and a split 'train', "
             f"found features {', '.join(features)} and splits {', '.join(splits)}"
         )
     image_key = "image" if "image" in images else images[0]
-    labels = features.get("label")
-    classes = tuple(labels.names) if isinstance(labels, tfds.features.ClassLabel) else ()
+    classes = features["label"].classes if "label" in features else ()
     decode = _decoder(name, features[image_key], image_size)
     # dsprites, shapes3d and smallnorb store the index of each factor as a label of its own.
-    named = [key for key, feature in features.items() if isinstance(feature, tfds.features.ClassLabel)]
-    causes = sorted(key for key in named if key.startswith("label_"))
+    causes = sorted(key for key, feature in features.items() if feature.kind == "label" and key.startswith("label_"))
 
     def read(split: str) -> Arrays:
         label, factors = [], []
 
         def pictures() -> Iterator[tuple[str, np.ndarray]]:
-            for i, example in enumerate(examples(builder, split)):
+            for i, example in enumerate(examples(found, split)):
                 if classes:
                     label.append(example["label"].int64_list.value[0])
                 if causes:
                     factors.append([example[key].int64_list.value[0] for key in causes])
                 yield f"example {i} of {name} ({split})", decode(example[image_key].bytes_list.value[0])
 
-        try:
+        with readable(name, folder):
             image = _stack(pictures())
-        except UserError:
-            raise
-        except Exception as error:
-            raise _damaged(name, folder, error) from error
         if image.dtype == np.uint8 and image.max(initial=0) == 1:
             image *= np.uint8(255)  # TFDS's binarized_mnist and dsprites store 0 and 1
         arrays = {"image": image} | ({"label": np.array(label, np.int32)} if classes else {})
@@ -251,42 +237,25 @@ def _tfds(name: str, folder: Path, image_size: int | None) -> Dataset:
         test=test,
         validation=read("validation") if "validation" in splits else None,
         classes=classes,
-        source=RAW[info.name].credit if info.name in RAW else f"{info.full_name} of TFDS, {info.homepage}",
+        source=RAW[found.name].credit if found.name in RAW else found.source,
     )
 
 
-def examples(builder: Any, split: str) -> Iterator:
-    """The features of each example of a split, undecoded: 10 times faster than TFDS's own way through them."""
-    import tensorflow_datasets as tfds
-    from tensorflow_datasets.proto import tf_example_pb2
-
-    source = builder.as_data_source(split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES)
-    for start in range(0, len(source), 1000):
-        for record in source.__getitems__(range(start, min(start + 1000, len(source)))):
-            yield tf_example_pb2.Example.FromString(record).features.feature
-
-
-def _decoder(name: str, feature, image_size: int | None) -> Callable[[bytes], np.ndarray]:
-    """The function from the stored bytes of a tfds.features.Image to pixels [H, W, C]."""
+def _decoder(name: str, feature: Feature, image_size: int | None) -> Callable[[bytes], np.ndarray]:
+    """The function from the stored bytes of an image to pixels [H, W, C]."""
     from PIL import Image
 
-    channels, dtype = feature.shape[-1], np.dtype(feature.np_dtype)
-    if dtype == np.float32 and image_size is None:
+    channels, dtype = feature.channels, feature.dtype
+    if dtype == "float32" and image_size is None:
         # TFDS stores the four bytes of a number as the four channels of a PNG.
         return lambda encoded: np.asarray(Image.open(io.BytesIO(encoded))).view(np.float32)
     modes = {1: "L", 3: "RGB", 4: "RGBA"}
-    if dtype != np.uint8 or channels not in modes:
+    if dtype != "uint8" or channels not in modes:
         raise UserError(
             f"{name} holds {dtype} images of {channels} channels, expected uint8 of 1, 3 or 4 (or float32 without "
             "--data.image-size): choose another data set"
         )
     return lambda encoded: _pixels(Image.open(io.BytesIO(encoded)), modes[channels], image_size)
-
-
-def _damaged(name: str, folder: Path, error: Exception) -> UserError:
-    # One line of what may be a page: TFDS adds context to its errors.
-    reason = (str(error).splitlines() or [type(error).__name__])[0]
-    return UserError(f"{name} in {folder} cannot be read ({reason}): delete this folder and prepare the data set again")
 
 
 def _pixels(image, mode: str, image_size: int | None) -> np.ndarray:

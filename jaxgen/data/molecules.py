@@ -16,8 +16,8 @@ from pathlib import Path
 import numpy as np
 
 from jaxgen.data.catalogue import RAW_MOLECULES
-from jaxgen.data.images import examples
 from jaxgen.data.prepare import UnavailableError, fetch
+from jaxgen.data.prepared import describe, examples, readable
 from jaxgen.data.source import Arrays, Dataset
 from jaxgen.data.vocabulary import START, STOP, Vocabulary, molecular, pieces_of, vocabulary
 from jaxgen.errors import UserError
@@ -200,23 +200,16 @@ def _arrays(rows: Sequence[list[list[str]]], values: np.ndarray, number: dict[st
 
 
 def _prepared(name: str, folder: Path) -> list[Split]:
-    import tensorflow_datasets as tfds
-
     def read(split: str) -> Split:
-        found = [
+        rows = [
             (example["smiles"].bytes_list.value[0].decode(), example["properties"].float_list.value)
-            for example in examples(builder, split)
+            for example in examples(found, split)
         ]
-        return [one for one, _ in found], np.array([values for _, values in found], np.float64)
+        return [one for one, _ in rows], np.array([values for _, values in rows], np.float64)
 
-    try:
-        builder = tfds.builder_from_directory(folder)
+    with readable(name, folder):
+        found = describe(name, folder)
         return [read("train"), read("test")]
-    except Exception as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]  # TFDS adds a page of context
-        raise UserError(
-            f"{name} in {folder} cannot be read ({reason}): delete this folder and prepare the data set again"
-        ) from error
 
 
 def _nci() -> tuple[list[Split], str, None]:

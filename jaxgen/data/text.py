@@ -10,6 +10,7 @@ import numpy as np
 
 from jaxgen.data.catalogue import RAW_TEXT
 from jaxgen.data.prepare import UnavailableError, fetch
+from jaxgen.data.prepared import describe, examples, readable
 from jaxgen.data.source import Arrays, Dataset
 from jaxgen.data.vocabulary import bpe, byte, characters
 from jaxgen.data.vocabulary import vocabulary as rebuilt
@@ -113,17 +114,10 @@ def _unknown(name: str) -> UserError:
 
 def _prepared(name: str, folder: Path) -> str:
     """The text of which TFDS keeps the three consecutive parts."""
-    import tensorflow_datasets as tfds
-
-    try:
-        builder = tfds.builder_from_directory(folder)
-        parts = [builder.as_data_source(split)[0]["text"] for split in ("train", "validation", "test")]
-        return b"".join(parts).decode()
-    except Exception as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]  # TFDS adds a page of context
-        raise UserError(
-            f"{name} in {folder} cannot be read ({reason}): delete this folder and prepare the data set again"
-        ) from error
+    with readable(name, folder):
+        found = describe(name, folder)
+        parts = [next(examples(found, split))["text"] for split in ("train", "validation", "test")]
+        return b"".join(part.bytes_list.value[0] for part in parts).decode()
 
 
 def _python_source() -> tuple[str, str]:
