@@ -208,7 +208,7 @@ def reproduce(name: str, options: Options) -> dict[str, Any] | None:
         _times(workdir).unlink(missing_ok=True)
     with _timed(workdir):
         run(config, module.load, module.build, experiment, command)
-    rows = [row for row in log.read(workdir) if "figures" in row]
+    rows = [row for row in log.read(workdir) if "figures" in row and row["step"] == config.steps]
     if not rows:
         return None
     found, record = rows[-1]["figures"], folder.read_record(workdir)

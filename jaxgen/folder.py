@@ -33,6 +33,17 @@ LATEST = "latest"  # a link beside the folders of runs/
 
 
 @dataclass(frozen=True)
+class Stretch:
+    """A part of a training: from step `start` with the schedules of `steps` steps."""
+
+    start: int
+    steps: int
+    command: str
+    versions: dict[str, str]
+    device: str
+
+
+@dataclass(frozen=True)
 class Record:
     """config.json: how a run folder came to be."""
 
@@ -44,6 +55,11 @@ class Record:
     notice: str | None
     versions: dict[str, str]
     device: str
+    history: tuple[Stretch, ...] = ()  # more than one where --steps changed on the way
+
+    def stretch(self, start: int = 0) -> Stretch:
+        """What this command trains, from a step on."""
+        return Stretch(start, self.config["steps"], self.command, self.versions, self.device)
 
 
 def load_run(directory: Path) -> tuple[Record, ModuleType, Config]:
@@ -121,17 +137,20 @@ def check_writable(directory: Path) -> None:
         raise UserError(f"{directory} is not empty and not a run folder: give another --workdir")
 
 
-def claim(directory: Path, record: Record, *, overwrite: bool) -> None:
+def claim(directory: Path, record: Record, *, overwrite: bool) -> Record:
     """Makes the folder this run's, or goes on in it. Where it holds no checkpoint there is nothing to go on from.
 
+    Returns:
+      The record with the folder's history. Other --steps than before add to it.
+
     Raises:
-      UserError: it belongs to something else, or cannot be written; what it holds was finished, and is no more than
-        its results.
+      UserError: it belongs to something else, cannot be written, or is past the last step asked for; what it holds was
+        finished, and is no more than its results.
     """
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        earlier = read_record(directory)
-        if overwrite or not saved_steps(directory / "checkpoints"):
+        earlier, saved = read_record(directory), saved_steps(directory / "checkpoints")
+        if overwrite or not saved:
             if not overwrite and (directory / CARD).exists():
                 raise UserError(
                     f"{directory} holds the results of a finished run, and no checkpoints any more: "
@@ -142,9 +161,7 @@ def claim(directory: Path, record: Record, *, overwrite: bool) -> None:
                     shutil.rmtree(directory / name)
             for name in ("metrics.jsonl", "report.html", CARD, "replay.json"):
                 (directory / name).unlink(missing_ok=True)
-            content = msgspec.json.format(msgspec.json.encode(record), indent=2) + b"\n"
-            write_atomically(directory / "config.json", content)
-            return
+            return _written(directory, replace(record, history=(record.stretch(),)))
     except OSError as error:
         raise UserError(f"cannot write to {directory} ({error}): give another --workdir") from None
     changes = list(differences(identity(earlier), identity(record)))
@@ -155,6 +172,24 @@ def claim(directory: Path, record: Record, *, overwrite: bool) -> None:
             f"{directory} holds a run of another configuration ({named}): "
             f"repeat {again} to go on, give another --workdir, or start afresh with --run.overwrite"
         )
+    steps = record.config["steps"]
+    if steps < saved[-1]:
+        raise UserError(
+            f"--steps {steps}: {directory} is at step {saved[-1]} already: give at least as many, another --workdir, "
+            "or start afresh with --run.overwrite"
+        )
+    history = earlier.history or (earlier.stretch(),)
+    if steps != history[-1].steps:
+        history += (record.stretch(saved[-1]),)
+        (directory / "report.html").unlink(missing_ok=True)  # of the shorter run; a new one says that this one is done
+        config = earlier.config | {"steps": steps}
+        _written(directory, replace(earlier, command=record.command, config=config, history=history))
+    return replace(record, history=history)
+
+
+def _written(directory: Path, record: Record) -> Record:
+    write_atomically(directory / "config.json", msgspec.json.format(msgspec.json.encode(record), indent=2) + b"\n")
+    return record
 
 
 @contextmanager
@@ -183,7 +218,7 @@ def identity(record: Record) -> dict[str, Any]:
 def trained(config: dict[str, Any]) -> dict[str, Any]:
     """The fields of a configuration that decide what is trained."""
     named = {"seeds": 1} | config
-    kept = {k: v for k, v in named.items() if k not in ("workdir", "run", "evaluate", "sample")}
+    kept = {k: v for k, v in named.items() if k not in ("workdir", "steps", "run", "evaluate", "sample")}
     kept["data"] = {k: v for k, v in kept["data"].items() if k not in ("dir", "strict")}
     run = config.get("run", {})  # of which these decide what is computed, and who draws which noise
     as_before = {"accumulate": 1, "parallel": "jit", "dtype": "float32"}
@@ -195,8 +230,7 @@ def default_workdir(default: Config, config: Config) -> Path:
 
     A pure function of both, so that the same command finds its own run again, and no other command does.
     """
-    old, new = (trained(plain(some)) | {"steps": None} for some in (default, config))
-    changes = [(name, value) for name, _, value in differences(old, new)]
+    changes = [(name, new) for name, _, new in differences(trained(plain(default)), trained(plain(config)))]
     if not changes:
         return default.workdir
     digest = hashlib.sha256(json.dumps(changes).encode()).hexdigest()[:4]

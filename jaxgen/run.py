@@ -160,8 +160,9 @@ def run(config: Config, load: Callable, build: Callable, name: str, command: str
     with ExitStack() as stack:
 
         def claim() -> dict[str, list] | None:
+            nonlocal record
             stack.enter_context(folder.locked(config.workdir))
-            folder.claim(config.workdir, record, overwrite=config.run.overwrite)
+            record = folder.claim(config.workdir, record, overwrite=config.run.overwrite)
             folder.link_latest(config.workdir)
             return _figures(config.workdir, record)
 
@@ -189,7 +190,9 @@ def _train_and_measure(
     state = initial_state(config, experiment, data, template)
     start = int(state.step)
     if start and main:
-        print(f"going on from step {start} in {directory}")
+        before, now = ([None, *record.history])[-2:]
+        other = f": --steps was {before.steps}, schedules are now those of {now.steps} steps" if before else ""
+        print(f"going on from step {start} in {directory}{other}")
     checkpoints = Checkpoints(
         directory / "checkpoints", start=start, keep=config.run.keep, asynchronous=not config.run.synchronous
     )
@@ -426,8 +429,9 @@ def _figures(directory: Path, record: folder.Record) -> dict[str, list] | None:
 
 
 def _measured(rows: list[dict[str, Any]], record: folder.Record) -> dict[str, Any]:
-    """The newest line of figures that were measured as is wished now; empty where there is none."""
-    return next((row for row in reversed(rows) if row.get("measured") == record.config["evaluate"]), {})
+    """The newest line of figures of the last step, measured as is wished now; empty where there is none."""
+    wished = record.config["steps"], record.config["evaluate"]
+    return next((row for row in reversed(rows) if (row["step"], row.get("measured")) == wished), {})
 
 
 def _write_report(experiment: Experiment, directory: Path, record: folder.Record, figures: Figures) -> None:
@@ -442,9 +446,11 @@ def _write_report(experiment: Experiment, directory: Path, record: folder.Record
     title = f"{experiment.title}, {record.data.name}"
     shown = {name: str(value) for name, value in figures.items()}
     warnings = [f"step {row['step']:,}: {row['warning']}" for row in rows if "warning" in row]
+    command = "\n".join([*(part.command for part in record.history[:-1]), record.command])
+    parts = [f"from step {part.start:,} with the schedules of {part.steps:,} steps" for part in record.history]
     page = report.page(
         title=title,
-        command=record.command,
+        command=command,
         figures=shown,
         exhibits={caption: (paths[-1].suffix, paths[-1].read_bytes()) for caption, paths in exhibits.items()},
         earlier=earlier,
@@ -455,6 +461,7 @@ def _write_report(experiment: Experiment, directory: Path, record: folder.Record
             "device": record.device,
             "model card": f"{folder.CARD}, beside this page",
         }
+        | ({"trained": ", ".join(parts)} if len(parts) > 1 else {})
         | record.versions
         | {name: value for name, value, _ in folder.differences(record.config, {})},
         notice=record.notice,
@@ -464,7 +471,7 @@ def _write_report(experiment: Experiment, directory: Path, record: folder.Record
     text = card(
         title=title,
         experiment=record.experiment,
-        command=record.command,
+        command=command,
         sampling=_next(experiment, directory),
         data=record.data.name,
         source=record.source,

@@ -145,7 +145,7 @@ def test_starting_afresh_leaves_nothing_of_the_run_before(finished):
 def test_another_configuration_is_refused_with_the_fields_that_differ(finished):
     config = finished
     for other, name in [
-        (replace(config, steps=20), r"--steps was 120, is 20"),
+        (replace(config, steps=20), r"--steps 20: .* is at step 120 already: give at least as many"),
         (replace(config, optimizer=flags.OptimizerConfig(learning_rate=0.5)), r"--optimizer.learning-rate"),
         (replace(config, data=replace(config.data, binarization="fixed")), r"--data.binarization was dynamic"),
     ]:
@@ -155,6 +155,63 @@ def test_another_configuration_is_refused_with_the_fields_that_differ(finished):
     train(replace(config, run=flags.RunConfig(log_every=1), evaluate=vae_mnist.EvaluateConfig(3, copies=None)))
     train(replace(config, steps=20, run=flags.RunConfig(overwrite=True)))
     assert int(state_of(config.workdir).step) == 20
+
+
+def interrupted(config, monkeypatch, start):
+    """Trains until a signal during the chunk that begins at a step."""
+    progress = log.Log.progress
+
+    def interrupt(self, chunk):
+        progress(self, chunk)
+        if chunk.start == start:
+            signal.raise_signal(signal.SIGINT)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(log.Log, "progress", interrupt)
+        train(config)
+
+
+def test_more_steps_go_on_from_a_finished_run(finished, tmp_path, monkeypatch, capsys):
+    """With the schedules of the new number; an interruption on the way changes nothing."""
+    capsys.readouterr()
+    longer = replace(finished, steps=200)
+    shutil.copytree(finished.workdir, tmp_path / "other")
+    other = replace(longer, workdir=tmp_path / "other")
+    train(longer)
+    printed = capsys.readouterr().out
+    line = "going on from step 120 in {}: --steps was 120, schedules are now those of 200 steps\n"
+    assert line.format(longer.workdir) in printed
+    assert "Variational autoencoder: 200 steps" in printed
+    interrupted(other, monkeypatch, 140)
+    assert not (other.workdir / "report.html").exists()
+    train(other)
+    assert_same_state(longer.workdir, other.workdir)
+
+    record = folder.read_record(longer.workdir)
+    assert record.config["steps"] == 200
+    assert [(part.start, part.steps) for part in record.history] == [(0, 120), (120, 200)]
+    rows = log.read(longer.workdir)
+    assert [row["step"] for row in rows if "figures" in row] == [120, 200]
+    assert [row["step"] for row in rows if any(name.startswith("train/loss") for name in row)] == [
+        *range(30, 181, 30),
+        200,
+    ]
+    page = (longer.workdir / "report.html").read_text()
+    assert "from step 0 with the schedules of 120 steps, from step 120 with the schedules of 200 steps" in page
+    with pytest.raises(UserError, match=r"--steps 199: .* is at step 200 already"):
+        train(replace(longer, steps=199))
+    train(longer)
+    assert "is finished: nothing left to do" in capsys.readouterr().out
+    commands.main(["evaluate", str(longer.workdir), "--nll-samples", "2"])
+    assert "at step 200" in capsys.readouterr().out
+
+
+def test_an_interrupted_run_may_end_earlier(config, monkeypatch, capsys):
+    interrupted(config, monkeypatch, 20)
+    capsys.readouterr()
+    step = int(state_of(config.workdir).step)
+    train(replace(config, steps=step))
+    assert f"{step} steps on" in capsys.readouterr().out
 
 
 def test_every_command_has_a_help(capsys):
@@ -267,18 +324,9 @@ def test_interrupted_at_any_chunk_it_goes_on_bit_for_bit(config, whole, tmp_path
         config = replace(config, optimizer=flags.OptimizerConfig(ema_decay=ema_decay))
         whole = tmp_path / "whole"
         train(replace(config, workdir=whole))
-    progress = log.Log.progress
-
-    def interrupt(self, chunk):
-        progress(self, chunk)
-        if chunk.start == 40:
-            signal.raise_signal(signal.SIGINT)
-
-    monkeypatch.setattr(log.Log, "progress", interrupt)
-    train(config)
+    interrupted(config, monkeypatch, 40)
     assert "stopped and saved at step" in capsys.readouterr().out
     assert 40 < int(state_of(config.workdir).step) < 120
-    monkeypatch.undo()
     train(config)
     assert_same_state(config.workdir, whole)
     rows, expected = ([row for row in log.read(d) if "figures" not in row] for d in (config.workdir, whole))

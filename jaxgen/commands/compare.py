@@ -51,8 +51,10 @@ def read(directory: Path) -> Run:
 
     record = folder.record_in(directory)
     rows = _rows(directory)
-    figures = next((row["figures"] for row in reversed(rows) if "figures" in row), {})
+    measured = next((row for row in reversed(rows) if "figures" in row), {})
+    figures, at = measured.get("figures", {}), measured.get("step", 0)
     step, steps = max((row["step"] for row in rows), default=0), record.config.get("steps", "?")
+    state = f"measured at step {at:,}" if figures else "no figures yet"
     about = {"experiment": record.experiment, "data": {"used": record.data.name, "digest": record.data.digest[:12]}}
     config = {name: value for name, value in record.config.items() if name != "workdir"}
     about |= {"device": record.device, "versions": record.versions}
@@ -61,7 +63,7 @@ def read(directory: Path) -> Run:
     return Run(
         name=str(directory),
         what=f"{record.experiment}, {record.data.name}",
-        state=f"measured at step {step:,}" if figures else f"no figures yet, at step {step:,} of {steps}",
+        state=state if figures and at == step else f"{state}, at step {step:,} of {steps}",
         command=record.command,
         figures={
             name: _figure(value, seeds=1 if name.endswith(" alone") else record.config.get("seeds", 1))
