@@ -129,7 +129,12 @@ class Checkpoints:
 
 
 def restore(
-    directory: Path, template: TrainState, say: Callable[[str], None] = print, *, most: int | None = None
+    directory: Path,
+    template: TrainState,
+    say: Callable[[str], None] = print,
+    *,
+    most: int | None = None,
+    only: int | None = None,
 ) -> TrainState | None:
     """The newest intact state, or None where there is none; `say` hears which were passed over, and why.
 
@@ -138,6 +143,7 @@ def restore(
       template: a state of `jax.ShapeDtypeStruct` with the shardings to restore onto, on any number of devices.
       say: hears one line for each checkpoint that is damaged.
       most: leave out the steps after this one.
+      only: leave out all steps but this one.
 
     Raises:
       UserError: the newest intact state is not of this model; the message names every array that differs.
@@ -145,7 +151,7 @@ def restore(
 
     def newest() -> tuple[int, dict[str, Any]] | None:
         for step in sorted(map(int, _step_folders(directory)), reverse=True):
-            if most is None or step <= most:
+            if (most is None or step <= most) and only in (None, step):
                 reason = _damage(directory / str(step))
                 if reason is None:
                     return step, _manifest(directory / str(step))["arrays"]
@@ -176,6 +182,20 @@ def _read(folder: Path, saved: dict[str, Any], template: TrainState) -> TrainSta
     return template.replace(**plain | {"key": jax.random.wrap_key_data(plain["key"])})
 
 
+def find(directory: Path, which: str) -> int:
+    """Step of the saved checkpoint "best", which has the lowest held-out loss, or of a step as digits.
+
+    Raises:
+      UserError: there is none; the message names the steps that exist.
+    """
+    losses = {step: _loss(directory / str(step)) for step in saved_steps(directory)}
+    step = _best(losses) if which == "best" else int(which) if which.isdecimal() else None
+    if step not in losses:
+        reason = "no checkpoint has a held-out loss" if which == "best" else "expected latest, best or a saved step"
+        raise UserError(f"--checkpoint {which}: {reason}; {directory} holds {', '.join(map(str, losses)) or 'none'}")
+    return step
+
+
 def saved_steps(directory: Path) -> list[int]:
     """The steps whose write came to its end, oldest first."""
     return sorted(int(name) for name in _step_folders(directory) if (directory / name / MANIFEST).exists())
@@ -197,9 +217,13 @@ def _clean(directory: Path, start: int) -> dict[int, float | None]:
 
 def _kept(losses: dict[int, float | None], keep: int) -> set[int]:
     """The newest so many steps, and the one of the lowest loss."""
+    return {*sorted(losses)[-keep:], _best(losses)}
+
+
+def _best(losses: dict[int, float | None]) -> int | None:
+    """Step of the lowest loss, the first of equals; None where no step has one."""
     measured = [step for step in losses if losses[step] is not None]
-    best = min(measured, key=lambda step: (losses[step], step), default=None)
-    return {*sorted(losses)[-keep:], best}
+    return min(measured, key=lambda step: (losses[step], step), default=None)
 
 
 def _remove(folder: Path) -> None:

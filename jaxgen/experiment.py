@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 
 from jaxgen import log, parallel, privacy
 from jaxgen.audit import Audit
-from jaxgen.checkpoint import restore
+from jaxgen.checkpoint import find, restore
 from jaxgen.config import Config
 from jaxgen.data.source import Arrays, Dataset, Spec
 from jaxgen.errors import UserError
@@ -85,16 +85,27 @@ class Experiment(NamedTuple):
     out: str = "grid.png"
 
 
-def restore_params(config: Config, model: Model, spec: Spec, *, most: int | None = None) -> tuple[int, Params]:
-    """The step of the newest checkpoint of a run, up to step `most`, and the parameters to evaluate and sample with.
+def restore_params(
+    config: Config, model: Model, spec: Spec, *, which: str = "latest", most: int | None = None
+) -> tuple[int, Params]:
+    """Step of a checkpoint, and the parameters to evaluate and sample with.
+
+    Args:
+      config: of the run.
+      model: of the run.
+      spec: of its data.
+      which: "latest" (the newest intact one), "best" (the one of the lowest held-out loss), or a step as digits.
+      most: leave out the steps after this one.
 
     Raises:
-      UserError: there is none yet.
+      UserError: there is none, or it is damaged.
     """
-    template = abstract_state(config, model, spec, parallel.make_mesh())
-    state = restore(config.workdir / "checkpoints", template, most=most)
+    directory = config.workdir / "checkpoints"
+    only = None if which == "latest" else find(directory, which)
+    state = restore(directory, abstract_state(config, model, spec, parallel.make_mesh()), most=most, only=only)
     if state is None:
-        of = "yet: run its experiment first" if most is None else f"of step {most} or before: it was let go of"
+        of = "yet: run its experiment first" if most is None else f"of step {most} or before: it was deleted"
+        of = of if only is None else f"of step {only} that is whole: give another --checkpoint"
         raise UserError(f"{config.workdir} has no checkpoint {of}")
     return int(state.step), evaluation_params(state)
 

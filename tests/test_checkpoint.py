@@ -11,7 +11,7 @@ import optax
 import pytest
 
 from jaxgen import parallel
-from jaxgen.checkpoint import MANIFEST, Checkpoints, restore, saved_steps
+from jaxgen.checkpoint import MANIFEST, Checkpoints, find, restore, saved_steps
 from jaxgen.errors import UserError
 from jaxgen.types import TrainState
 
@@ -73,6 +73,23 @@ def test_the_newest_and_the_best_stay(tmp_path):
     assert saved_steps(tmp_path) == [2, 5, 6]
     save(tmp_path, [7, 8], start=6)  # also after a resume
     assert saved_steps(tmp_path) == [2, 7, 8]
+
+
+def test_a_checkpoint_is_found_by_its_name(tmp_path):
+    with pytest.raises(UserError, match=r"--checkpoint best: no checkpoint has a held-out loss; .* holds none"):
+        find(tmp_path, "best")
+    save(tmp_path, [1, 2, 3, 4], keep=2)
+    assert find(tmp_path, "best") == 2
+    assert find(tmp_path, "3") == 3
+    for which in ("1", "newest", "-1", "²"):
+        message = f"--checkpoint {which}: expected latest, best or a saved step; .* holds 2, 3, 4"
+        with pytest.raises(UserError, match=message):
+            find(tmp_path, which)
+    template, said = template_of(state_of(0)), []
+    assert int(restore(tmp_path, template, only=2).step) == 2
+    flip_a_bit(tmp_path / "2")
+    assert restore(tmp_path, template, said.append, only=2) is None
+    assert len(said) == 1
 
 
 def flip_a_bit(folder):

@@ -372,6 +372,23 @@ def test_sample_and_evaluate_need_the_folder_only(finished, tmp_path, capsys):
     assert "mnist_5k, dynamic binarisation, 3 importance samples, 1,000 images" in capsys.readouterr().out
 
 
+def test_commands_take_any_checkpoint(finished, tmp_path, capsys):
+    run, out = str(finished.workdir), tmp_path / "grid.png"
+    for which, step in (("latest", 120), ("best", 120), ("40", 40)):
+        commands.main(["sample", run, "--num", "4", "--out", str(out), "--checkpoint", which])
+        commands.main(["evaluate", run, "--nll-samples", "2", "--checkpoint", which])
+        printed = capsys.readouterr().out
+        assert f"4 samples of {run} at step {step}" in printed
+        assert f"{run} at step {step}, mnist_5k test" in printed
+    commands.main(["reproduce", str(out)])
+    for words in (["interpolate", "--num", "2"], ["traverse"], ["arithmetic"]):
+        commands.main([words[0], run, *words[1:], "--out", str(out), "--checkpoint", "80"])
+        assert "at step 80" in capsys.readouterr().out
+    for command in ("sample", "evaluate", "interpolate"):
+        with pytest.raises(UserError, match=r"--checkpoint 70: .*holds 40, 80, 120"):
+            commands.main([command, run, "--checkpoint", "70"])
+
+
 def test_falls_back_and_says_so_everywhere(config, tmp_path, monkeypatch, capsys):
     def unreachable(*args, **kwargs):
         raise UserError("no network")

@@ -15,6 +15,8 @@ class Evaluate:
 
     data_dir: Annotated[Path | None, tyro.conf.arg(name="data.dir")] = None
     """Where the data lie, if not where they lay in training."""
+    checkpoint: str = "latest"
+    """Checkpoint to use: latest, best (of the lowest held-out loss) or a step."""
 
 
 def run(directory: Path, args: list[str]) -> None:
@@ -25,7 +27,7 @@ def run(directory: Path, args: list[str]) -> None:
     own, options = parse(Evaluate, config.evaluate, f"evaluate {directory}", args)
     config, data = trained_on(record, module, replace(config, evaluate=options), own.data_dir)
     experiment = built(module.build, config, record.data)
-    step, params = restore_params(config, experiment.model, record.data)
+    step, params = restore_params(config, experiment.model, record.data, which=own.checkpoint)
     found = audit(config, experiment, params, data)
     figures = measure(config, experiment, params, data.test) | found.figures
     figures |= guarantee(config, experiment.model, len(data), step)

@@ -20,6 +20,8 @@ class Export:
     """Make it draw just so many samples a call, where a model cannot be traced for any number."""
     member: int = 0
     """Which model, of a run that trained several --seeds."""
+    checkpoint: str = "latest"
+    """Checkpoint to use: latest, best (of the lowest held-out loss) or a step."""
 
 
 def run(directory: Path, args: list[str]) -> None:
@@ -36,7 +38,7 @@ def run(directory: Path, args: list[str]) -> None:
     if own.out.suffix == ".safetensors":
         raise UserError(f"--out {own.out}: the weights take this suffix, give the sampler another, such as .jaxexport")
     require_packages()
-    trained = opened(found, controls, member=own.member)
+    trained = opened(found, controls, member=own.member, checkpoint=own.checkpoint)
     params, record = jax.tree.map(np.asarray, trained.params), trained.record
     model_sample = trained.experiment.model.sample
     sample = trained.experiment.sample or (lambda params, key, n, labels: model_sample(params, key, n))

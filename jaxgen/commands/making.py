@@ -33,14 +33,23 @@ class Trained(NamedTuple):
         return jax.random.key(self.seed)
 
 
-def opened(run: tuple[Any, Any, Any], controls: Any, *, member: int, seed: int = 0, step: int | None = None) -> Trained:
-    """The model of the newest checkpoint, or the newest up to a step.
+def opened(
+    run: tuple[Any, Any, Any],
+    controls: Any,
+    *,
+    member: int,
+    seed: int = 0,
+    checkpoint: str = "latest",
+    step: int | None = None,
+) -> Trained:
+    """The model of a checkpoint, or of the newest up to a step.
 
     Args:
       run: what `folder.load_run` says.
       controls: of the family.
       member: which model, of a run that trained several --seeds.
       seed: of what is drawn.
+      checkpoint: "latest", "best" or a step, as --checkpoint says.
       step: the last that is wished for.
 
     Raises:
@@ -60,7 +69,7 @@ def opened(run: tuple[Any, Any, Any], controls: Any, *, member: int, seed: int =
     cache_compilations()
     config = replace(config, sample=controls)
     experiment = built(module.build, config, record.data)
-    found, params = restore_params(config, experiment.model, record.data, most=step)
+    found, params = restore_params(config, experiment.model, record.data, which=checkpoint, most=step)
     return Trained(
         directory=config.workdir,
         record=record,
@@ -125,7 +134,7 @@ def make(
     command: str, run: tuple[Any, Any, Any], own: Any, controls: Any, files_of: Callable[[Trained, Any], Files]
 ) -> None:
     """Opens a run, makes files and writes them to `own.out`."""
-    trained = opened(run, controls, member=own.member, seed=own.seed)
+    trained = opened(run, controls, member=own.member, seed=own.seed, checkpoint=own.checkpoint)
     files = stamps(command, trained, own, files_of(trained, own))
     out = own.out or Path(command)
     out = out if out.suffix else out.with_suffix(next(iter(files)))  # `reproduce` goes by it

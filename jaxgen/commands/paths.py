@@ -35,6 +35,8 @@ class Flags:
     """Of random latents."""
     member: int = 0
     """Which model, of a run that trained several --seeds."""
+    checkpoint: str = "latest"
+    """Checkpoint to use: latest, best (of the lowest held-out loss) or a step."""
     data_dir: Annotated[Path | None, tyro.conf.arg(name="data.dir")] = None
     """Where the data lie, if not where they lay in training."""
 

@@ -21,6 +21,8 @@ class Flags:
     """The same seed gives the same samples."""
     member: int = 0
     """Which model, of a run that trained several --seeds."""
+    checkpoint: str = "latest"
+    """Checkpoint to use: latest, best (of the lowest held-out loss) or a step."""
 
 
 def files_of(trained: Trained, own: Flags) -> Files:
@@ -49,7 +51,7 @@ def run(directory: Path, args: list[str]) -> None:
     own, controls = parse(Flags, found[-1].sample, f"sample {directory}", args)
     if own.num is not None and own.num < 1:
         raise UserError(f"--num {own.num}: expected at least 1")
-    trained = opened(found, controls, member=own.member, seed=own.seed)
+    trained = opened(found, controls, member=own.member, seed=own.seed, checkpoint=own.checkpoint)
     stream = trained.experiment.stream
     if stream and own.out is None and own.num in (None, 1):
         for piece in stream(trained.params, trained.key):
