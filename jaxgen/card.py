@@ -11,13 +11,17 @@ would justify decisions about people, or use where a mistake does harm."""
 
 LIMITS = """\
 What the figures above do not name was not measured: how the model does on other data than those named, bias and
-fairness between groups, robustness, safety, and privacy beyond the section on memorization. Figures are of this
-model, not of its method: only where they are of several seeds do they say how much another seed changes. Figures
+fairness between groups, robustness, safety, and privacy beyond epsilon and the section on memorization. Figures are of
+this model, not of its method: only where they are of several seeds do they say how much another seed changes. Figures
 compare only where their whole names agree."""
 
 REPRODUCE = """\
 All randomness derives from the seed: the same command with the versions and on the kind of device named above should
 end in the same figures, to rounding. `config.json` holds every setting."""
+
+PRIVATE = """\
+The seed gives the initial parameters and the order of the data, but not the noise of private training, which comes from
+the operating system: the same command trains another model. `config.json` holds every setting."""
 
 FIGURES = """\
 Of held-out data or of samples, as named, at the end of training. ± is a standard error, or what the name says."""
@@ -38,6 +42,7 @@ def card(
     device: str,
     warnings: Sequence[str] = (),
     notice: str | None = None,
+    reproducible: bool = True,
 ) -> str:
     """The card, in Markdown; whatever came from data or user is escaped, and stays text within one line.
 
@@ -55,6 +60,7 @@ def card(
       device: such as "1 x cpu".
       warnings: what went wrong on the way.
       notice: what a reader must know first.
+      reproducible: whether the seed determines the model.
     """
     asked = {name: value for name, value in figures.items() if name in (audited or ())}
     others = {name: value for name, value in figures.items() if name not in asked}
@@ -82,7 +88,7 @@ def card(
         LIMITS,
         "## To reproduce it",
         _code(command),
-        REPRODUCE,
+        REPRODUCE if reproducible else PRIVATE,
         "## To draw from it and measure it",
         _code("\n".join(sampling)),
     ]

@@ -22,6 +22,7 @@ from jaxgen.files import write_atomically
 from jaxgen.types import PyTree, TrainState
 
 MANIFEST = "manifest.json"
+KEYS = {"key", "noise"}  # fields of a state that hold PRNG keys
 
 
 class Checkpoints:
@@ -165,10 +166,12 @@ def restore(
 def _read(folder: Path, saved: dict[str, Any], template: TrainState) -> TrainState:
     import orbax.checkpoint as ocp
 
-    shapes = _plain(template.replace(key=jax.random.key(0)))
-    everywhere = template.step.sharding  # every process and device has the key, as it has the step
-    key = jax.eval_shape(jax.random.key_data, template.key)
-    shapes["key"] = jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=everywhere)
+    everywhere = template.step.sharding  # every process and device has the keys, as it has the step
+
+    def data(key: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        return jax.eval_shape(jax.random.key_data, key).update(sharding=everywhere)
+
+    shapes = _plain(template, data)
     wanted = _shapes(shapes)
     differences = [
         f"{name} is {_shape(saved.get(name))} in the checkpoint and {_shape(wanted.get(name))} in the model"
@@ -179,7 +182,7 @@ def _read(folder: Path, saved: dict[str, Any], template: TrainState) -> TrainSta
         raise UserError(f"checkpoint {folder} does not fit this model: {'; '.join(differences)}", shared=True)
     with closing(ocp.StandardCheckpointer()) as checkpointer:
         plain = checkpointer.restore(folder, shapes)
-    return template.replace(**plain | {"key": jax.random.wrap_key_data(plain["key"])})
+    return template.replace(**plain | {name: jax.random.wrap_key_data(plain[name]) for name in KEYS & plain.keys()})
 
 
 def find(directory: Path, which: str) -> int:
@@ -283,10 +286,11 @@ def _damage(folder: Path) -> str | None:
     return f"{changed[0]} has changed since it was written" if changed else None
 
 
-def _plain(state: TrainState) -> dict[str, Any]:
-    """Plain arrays in plain dictionaries: what any later version can read."""
+def _plain(state: TrainState, data: Callable[[Any], Any] = jax.random.key_data) -> dict[str, Any]:
+    """Plain arrays in plain dictionaries, readable by any later version; `data` gives the words of a PRNG key."""
     fields = {name: getattr(state, name) for name in ("step", "params", "opt_state", "ema")}
-    return fields | {"key": jax.random.key_data(state.key)}
+    keys = {name: getattr(state, name) for name in KEYS}
+    return fields | {name: data(key) for name, key in keys.items() if key is not None}
 
 
 def _shapes(tree: PyTree) -> dict[str, list]:

@@ -151,9 +151,10 @@ class OptimizerConfig:
     (1 + t) / (10 + t)."""
     noise_multiplier: float | None = None
     """Differentially private training (DP-SGD, Abadi et al. 2016): standard deviation of the noise on the sum of the
-    examples' gradients, in units of --optimizer.example-norm (pip install -e '.[privacy]'). None: not private."""
+    examples' gradients, in units of --optimizer.example-norm. The noise comes from the operating system, not from
+    --seed. None: not private."""
     example_norm: float | None = None
-    """Largest norm of the gradient of one example, in private training; a longer one is scaled down to it."""
+    """Clipping norm of the gradient of each example in private training."""
 
     @property
     def private(self) -> bool:
@@ -250,8 +251,8 @@ class EvaluateConfig:
     """What is measured at the end of a run, and by `python -m jaxgen evaluate`: options of a family."""
 
     delta: float | None = field(default=None, kw_only=True)
-    """Of differential privacy, for which epsilon is computed, in private training (default: the power of ten next below
-    1 / training examples)."""
+    """Delta of differential privacy, at which epsilon of private training is computed (default: the largest power of
+    ten below 1 / training examples)."""
 
 
 @dataclass(frozen=True)

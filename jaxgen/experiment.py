@@ -115,6 +115,8 @@ def abstract_state(config: Config, model: Model, spec: Spec, mesh: Mesh) -> Trai
     leading = (1,) if config.seeds == 1 else (config.seeds, 1)
     batch = {name: jax.ShapeDtypeStruct((*leading, *shape), dtype) for name, (shape, dtype) in spec.entries.items()}
     shapes = jax.eval_shape(initializer(config, model), batch)
+    if config.optimizer.private:
+        shapes = shapes.replace(noise=shapes.key)
     return parallel.sharded(shapes, mesh, fsdp=config.run.sharding == "fsdp")
 
 
@@ -188,28 +190,27 @@ def audit(config: Config, experiment: Experiment, params: Params, data: Dataset)
     return found._replace(figures={name + suffix: value for name, value in found.figures.items()})
 
 
-def guarantee(config: Config, model: Model, num_examples: int, step: int) -> Figures:
-    """What is known of the privacy of the training examples after that many steps, if they were trained on in private:
-    nothing without noise.
+def guarantee(config: Config, model: Model, num_examples: int, steps: int) -> Figures:
+    """Differential-privacy guarantee after `steps` steps: an upper bound of epsilon for each change of one example.
 
-    It is of the parameters of each seed, every step counted: also those that were left out, which is to be on the safe
-    side, and those of the generator of a GAN, since labels and the relativistic loss tell it of the examples too.
+    No figures without noise. The guarantee is of the parameters of each seed by itself. Every step counts, including
+    those that the guard skipped, and so does every objective: labels and the relativistic loss show the examples to the
+    generator of a GAN too.
     """
-    optimizer = config.optimizer
-    if not optimizer.noise_multiplier:
+    noise = config.optimizer.noise_multiplier
+    if not noise:
         return {}
     privacy.check(config.evaluate.delta)
     delta = config.evaluate.delta or privacy.default_delta(num_examples)
-    value = privacy.epsilon(
-        sampling_rate=config.batch_size / num_examples,
-        noise_multiplier=optimizer.noise_multiplier,
-        steps=privacy.releases(model.objectives, step),
-        delta=delta,
-    )
-    of = f"noise {optimizer.noise_multiplier:g}, {step:,} steps of {config.batch_size} of {num_examples:,} examples"
-    assumed = "as if batches were drawn at random: they are shuffled epochs"
+    releases = privacy.releases(model.objectives, steps, num_examples // config.batch_size)
     each = " of each seed" if config.seeds > 1 else ""
-    return {f"epsilon{each} (delta {delta:g}, {of}, {assumed})": Estimate(value, 0.0)}
+    of = f"{steps:,} steps of {config.batch_size} of {num_examples:,} examples in shuffled epochs"
+    return {
+        f"epsilon{each}, one example {change} (delta {delta:g}, noise {noise:g}, {of}, no amplification)": Estimate(
+            privacy.epsilon(noise_multiplier=noise, releases=releases, delta=delta, sensitivity=sensitivity), 0.0
+        )
+        for change, sensitivity in privacy.RELATIONS.items()
+    }
 
 
 def draw(experiment: Experiment, params: Params, key: Key, n: int) -> np.ndarray:

@@ -301,8 +301,8 @@ def differences(old: Any, new: Any, name: str = "") -> Iterator[tuple[str, Any, 
 def versions() -> dict[str, str]:
     """Of the packages that decide what comes out, as far as they are installed."""
     names = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
-    extras = ("rdkit", "selfies", "tokenizers", "soxr", "scikit-learn", "dp-accounting")
-    modules = {"scikit-learn": "sklearn", "dp-accounting": "dp_accounting"}
+    extras = ("rdkit", "selfies", "tokenizers", "soxr", "scikit-learn")
+    modules = {"scikit-learn": "sklearn"}
     there = [name for name in extras if importlib.util.find_spec(modules.get(name, name))]
     ours = {"python": platform.python_version(), "jaxgen": __version__}
     return ours | {name: metadata.version(name) for name in (*names, *there)}

@@ -24,7 +24,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from jaxgen import folder, log, parallel, processes, report
+from jaxgen import folder, log, parallel, privacy, processes, report
 from jaxgen.card import card
 from jaxgen.checkpoint import Checkpoints, restore
 from jaxgen.config import Config, check
@@ -146,8 +146,9 @@ def run(config: Config, load: Callable, build: Callable, name: str, command: str
     if config.run.parallel == "pmap" and jax.process_count() > 1:
         raise UserError("--run.parallel pmap is for one process: use jit or shard_map", shared=True)
     data = processes.main_first(lambda: load(config))
-    if data.notice and main:
-        print(f"notice: {data.notice}", file=sys.stderr)
+    for notice in (data.notice, config.optimizer.noise_multiplier and privacy.NOTICE):
+        if notice and main:
+            print(f"notice: {notice}", file=sys.stderr)
     if config.optimizer.private and config.batch_size > len(data):
         raise UserError(
             f"--batch-size {config.batch_size}: private training wants at most one example of each, and {data.name} "
@@ -231,16 +232,27 @@ def initial_state(
 ) -> TrainState:
     """That of the newest intact checkpoint, of those up to step `most`, or a fresh one.
 
-    A fresh one starts at means of some examples, but in private training, where it may know none.
+    A fresh one starts at means of some examples. A private one starts without any example, with a fresh noise key.
+
+    Raises:
+      UserError: private training goes on from `most`, and no checkpoint up to that step holds its noise key.
     """
     restored = restore(config.workdir / "checkpoints", template, most=most)
     if restored is not None:
         return restored
-    some = chunk(config, data, 0, 1, batch_size=min(len(data), 1_000))
-    if config.optimizer.private:
-        some = {name: np.zeros_like(x) for name, x in some.items()}
-    init = parallel.compile_init(initializer(config, experiment.model), template)
-    return init({name: x[0] for name, x in some.items()})
+    some = {name: x[0] for name, x in chunk(config, data, 0, 1, batch_size=min(len(data), 1_000)).items()}
+    init = parallel.compile_init(initializer(config, experiment.model), template.replace(noise=None))
+    if not config.optimizer.private:
+        return init(some)
+    if most is not None:
+        raise UserError(
+            f"{config.workdir} has no checkpoint up to step {most}, and with it the noise of the run is lost"
+        )
+    state = init({name: np.zeros_like(x) for name, x in some.items()})
+    words = np.array(processes.from_main(lambda: privacy.entropy(template.noise)), np.uint32)
+    # An argument, never a constant: compiled programs are kept in the user's cache folder.
+    wrap = jax.jit(jax.random.wrap_key_data, out_shardings=template.noise.sharding)
+    return state.replace(noise=wrap(words))
 
 
 def chunk(
@@ -301,6 +313,8 @@ def _train(
         writer.progress(progress)
         guard.progress(progress)
 
+    if config.optimizer.private and not int(state.step):  # the noise must outlive a kill before the first checkpoint
+        checkpoints.save(0, state)
     with _stop_on_signal() as asked:
         signalled = processes.any_process(asked, mesh)
         state = train(
@@ -445,6 +459,8 @@ def _write_report(experiment: Experiment, directory: Path, record: folder.Record
     rows = log.read(directory)
     title = f"{experiment.title}, {record.data.name}"
     shown = {name: str(value) for name, value in figures.items()}
+    secret = privacy.NOTICE if record.config["optimizer"].get("noise_multiplier") else None
+    notice = "; ".join(filter(None, (record.notice, secret))) or None
     warnings = [f"step {row['step']:,}: {row['warning']}" for row in rows if "warning" in row]
     command = "\n".join([*(part.command for part in record.history[:-1]), record.command])
     parts = [f"from step {part.start:,} with the schedules of {part.steps:,} steps" for part in record.history]
@@ -464,7 +480,7 @@ def _write_report(experiment: Experiment, directory: Path, record: folder.Record
         | ({"trained": ", ".join(parts)} if len(parts) > 1 else {})
         | record.versions
         | {name: value for name, value, _ in folder.differences(record.config, {})},
-        notice=record.notice,
+        notice=notice,
     )
     write_atomically(directory / "report.html", page.encode(errors="replace"))
     audit = _measured(rows, record).get("audit", {})
@@ -481,7 +497,8 @@ def _write_report(experiment: Experiment, directory: Path, record: folder.Record
         versions=record.versions,
         device=record.device,
         warnings=warnings,
-        notice=record.notice,
+        notice=notice,
+        reproducible=secret is None,
     )
     write_atomically(directory / folder.CARD, text.encode())
 

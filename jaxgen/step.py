@@ -12,8 +12,6 @@ from jaxgen.types import Aux, Batch, Key, Metrics, Model, Objective, Params, Pri
 
 Step = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 
-NOISE = 2**32 - 1  # what the key of a gradient's noise is folded with: no part, shard or example has that number
-
 
 def init_state(model: Model, key: Key, batch: Batch, *, ema: bool = False) -> TrainState:
     """The state before the first step: fresh parameters, fresh optimiser state, the key for all later randomness."""
@@ -54,11 +52,12 @@ def make_step(
     """
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        step_key = jax.random.fold_in(state.key, state.step)
+        step_keys = jax.tree.map(lambda key: jax.random.fold_in(key, state.step), (state.key, state.noise))
         params, opt_state, metrics = state.params, dict(state.opt_state), {}
         for i, objective in enumerate(model.objectives):
-            update = partial(descend, objective, accumulate=accumulate, guard=guard, axis_name=axis_name)
-            args = params, opt_state[objective.wrt], batch, jax.random.fold_in(step_key, i)
+            key, noise = jax.tree.map(partial(jax.random.fold_in, data=i), step_keys)
+            update = partial(descend, objective, noise=noise, accumulate=accumulate, guard=guard, axis_name=axis_name)
+            args = params, opt_state[objective.wrt], batch, key
             if objective.every > 1:
                 due = state.step % objective.every == objective.every - 1
                 params, opt_state[objective.wrt], new = jax.lax.cond(due, update, partial(_skip, update), *args)
@@ -83,6 +82,7 @@ def descend(
     batch: Batch,
     key: Key,
     *,
+    noise: Key | None = None,
     accumulate: int = 1,
     guard: bool = False,
     axis_name: str | None = None,
@@ -92,8 +92,8 @@ def descend(
     With `guard`, nothing changes where the loss or the norm of its gradient is not finite. The metrics say so: `NAME
     skipped` is 1, beside `NAME gradient norm`.
 
-    A `Private` optimiser is given the clipped and noisy gradient instead, of which that norm then is. Each example is
-    a batch of one, with a key of its own; its noise is drawn once, from a `key` that all shards share.
+    A `Private` optimizer receives the clipped and noisy gradient, and the metrics report the norm of that gradient.
+    Each example is a batch of one with its own key. All shards share the key `noise`, so the noise is drawn once.
     """
     optimizer, own = objective.optimizer, key
     if axis_name is not None:
@@ -113,8 +113,7 @@ def descend(
     if isinstance(optimizer, Private):
         examples = _rows(batch) * (1 if axis_name is None else jax.lax.axis_size(axis_name))
         deviation = optimizer.noise_multiplier * optimizer.example_norm / examples
-        noise = optax.tree.random_like(jax.random.fold_in(key, NOISE), grads, jax.random.normal)
-        grads = optax.tree.add_scale(grads, deviation, noise)
+        grads = optax.tree.add_scale(grads, deviation, optax.tree.random_like(noise, grads, jax.random.normal))
 
     def update(grads: PyTree, network: PyTree, opt_state: PyTree) -> tuple[PyTree, PyTree, Params]:
         updates, new_opt_state = optimizer.update(grads, opt_state, network)
@@ -158,7 +157,7 @@ def scan_steps(step: Step) -> Step:
     return steps
 
 
-STACKED = TrainState(step=None, key=0, params=0, opt_state=0, ema=0)  # axes of the states of several seeds
+STACKED = TrainState(step=None, key=0, params=0, opt_state=0, ema=0, noise=0)  # axes of the states of several seeds
 
 
 def over_seeds(step: Step) -> Step:

@@ -78,6 +78,7 @@ class TrainState:
     Attributes:
       step: int32 [], the number of finished steps.
       key: PRNG key that never changes; all that is random at step t derives from `fold_in(key, t)`.
+      noise: PRNG key of the noise of private training, independent of `key`; None in other training.
       params: one entry per network.
       opt_state: one entry per network that an objective trains.
       ema: `params` with an exponential moving average of every network that an objective trains, or None.
@@ -88,3 +89,4 @@ class TrainState:
     params: Params
     opt_state: dict[str, PyTree] = field(default_factory=dict)
     ema: Params | None = None
+    noise: Key | None = None

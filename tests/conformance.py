@@ -15,7 +15,7 @@ from scipy import stats
 
 from jaxgen import parallel
 from jaxgen.step import init_state, make_step
-from jaxgen.types import Aux, Batch, Model, TrainState
+from jaxgen.types import Aux, Batch, Model, Private, TrainState
 
 DEVICES = 4
 
@@ -123,7 +123,9 @@ compiled_init = jax.jit(init_state, static_argnums=0)  # once a model
 
 
 def initial(model: Model, batch: Batch) -> TrainState:
-    return compiled_init(model, jax.random.key(0), batch)
+    state = compiled_init(model, jax.random.key(0), batch)
+    private = any(isinstance(objective.optimizer, Private) for objective in model.objectives)
+    return state.replace(noise=jax.random.key(5) if private else None)
 
 
 def noise_by_example(model: Model) -> Model:

@@ -10,7 +10,7 @@ import pytest
 from conformance import close, initial, mesh_of
 
 from jaxgen import parallel
-from jaxgen.step import init_state, make_step
+from jaxgen.step import make_step
 from jaxgen.types import Aux, Model, Objective
 
 
@@ -49,7 +49,7 @@ def trained(model=None, *, devices=4, fsdp=False, how="jit", **options):
     mesh = mesh_of(devices)
     first = {name: x[0] for name, x in data.items()}
     template = parallel.sharded(jax.eval_shape(lambda: initial(model, first)), mesh, fsdp=fsdp)
-    state = parallel.compile_init(partial(init_state, model), template)(jax.random.key(0), first)
+    state = parallel.compile_init(lambda: initial(model, first), template)()
     steps = parallel.compile_steps(partial(make_step, model, **options), template, mesh, how)
     state, _ = steps(state, parallel.put_chunk(data, mesh))
     return jax.device_get(state.params), state
