@@ -3,10 +3,12 @@
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from msgspec import Meta
 
 from jaxgen import config as flags
 from jaxgen.classifier import Classifier, classifier
@@ -14,7 +16,6 @@ from jaxgen.data import Dataset, Spec
 from jaxgen.data.audio import frequency
 from jaxgen.data.decode import to_wave
 from jaxgen.data.source import Arrays
-from jaxgen.errors import UserError
 from jaxgen.evaluate import Estimate, estimate, interval
 from jaxgen.experiment import Figures
 from jaxgen.metrics import fidelity
@@ -27,13 +28,8 @@ from jaxgen.spectra import Scale, log_mel
 class EvaluateConfig(flags.EvaluateConfig):
     """What is measured at the end, and by `python -m jaxgen evaluate`."""
 
-    num_samples: int = 500
+    num_samples: Annotated[int, Meta(ge=2, le=1_000_000)] = 500
     """Generated sounds that are measured, of all labels alike."""
-
-    def check(self) -> None:
-        """Raises UserError where the number is out of its range."""
-        if self.num_samples < 2:
-            raise UserError(f"--num-samples {self.num_samples}: expected at least 2")
 
 
 def labels_asked(

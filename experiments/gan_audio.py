@@ -7,9 +7,11 @@ and penalties of gan_mnist. By default plucked strings, made here. `wavegan` has
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Annotated
 
 import jax
 import numpy as np
+from msgspec import Meta
 
 from experiments import audio
 from experiments.audio import EvaluateConfig
@@ -23,6 +25,7 @@ from jaxgen.experiment import Experiment, Latents
 from jaxgen.models.gan import GAN, gan
 from jaxgen.networks.conv1d import Discriminator, Generator
 from jaxgen.networks.norm import Kind
+from jaxgen.ranges import Index, Positive, UpTo1M, Width
 from jaxgen.run import main
 
 
@@ -30,13 +33,13 @@ from jaxgen.run import main
 class ModelConfig(GameConfig):
     """The two networks and their game."""
 
-    width: int = 8
+    width: Width = 8
     """Channels at the highest resolution."""
-    layers: int = 4
+    layers: Annotated[int, Meta(ge=1, le=12)] = 4
     """Of each network, each of a stride of 4."""
-    phase_shuffle: int = 0
+    phase_shuffle: Index = 0
     """Most samples by which the discriminator moves each example before a layer."""
-    latents: int = 64
+    latents: Width = 64
     """Latent dimensions."""
     conditional: bool = True
     """Give both networks the label, where there is one."""
@@ -48,9 +51,9 @@ class ModelConfig(GameConfig):
 class SampleConfig(flags.SampleConfig):
     """How sounds are drawn, here and by `python -m jaxgen sample`."""
 
-    label: int | None = None
+    label: Index | None = None
     """Class to draw; without, all of them in turn."""
-    truncation: float | None = None
+    truncation: Positive | None = None
     """Largest distance of a latent from 0: lower is less diverse, and more typical; None has no bound."""
 
 
@@ -60,9 +63,9 @@ class Config(flags.Config):
 
     workdir: Path = Path("runs/gan_audio")
     """Run folder. Its default name ends in what other flags change. Rerun the command to resume."""
-    steps: int = 1_500
+    steps: Index = 1_500
     """Training steps."""
-    batch_size: int = 32
+    batch_size: UpTo1M = 32
     """Sounds in one step."""
     data: flags.AudioDataConfig = field(default_factory=flags.AudioDataConfig)
     # Waves are quiet: at an image's weight of 1 the penalties leave the discriminator nothing to tell them by.
@@ -85,19 +88,16 @@ def build(config: Config, spec: Spec) -> Experiment:
     conditional = options.conditional and bool(spec.classes)
     check_game(config, options)
     flags.check_condition(conditional, controls.label, spec)
-    if controls.truncation is not None and not controls.truncation > 0:
-        raise UserError(f"--truncation {controls.truncation}: expected a number above 0, or None")
-    if min(options.width, options.layers, options.latents) < 1 or 4**options.layers > length:
+    if 4**options.layers > length:
         raise UserError(
-            f"--model.width {options.width}, --model.layers {options.layers}, --model.latents {options.latents}: "
-            f"expected at least 1 of each, and 4 to the power of the layers up to {length}, the samples of a sound"
+            f"--model.layers {options.layers}: expected 4 to the power of the layers up to {length}, the samples of a "
+            "sound"
         )
-    if not 0 <= options.phase_shuffle < length // 4**options.layers:
+    if not options.phase_shuffle < length // 4**options.layers:
         raise UserError(
             f"--model.phase-shuffle {options.phase_shuffle}: expected 0 to {length // 4**options.layers - 1}, "
             "less than the last layer is long"
         )
-    config.evaluate.check()
     common = {"width": options.width, "layers": options.layers, "dtype": config.run.dtype}
     model = gan(
         generator=Generator(length, norm=options.norm, **common),

@@ -8,11 +8,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from msgspec import Meta
 
 from jaxgen import config as flags
 from jaxgen.audit import images_audit
@@ -29,6 +30,7 @@ from jaxgen.models import gan as gans
 from jaxgen.models.gan import GAN, gan
 from jaxgen.networks import dcgan, residual
 from jaxgen.networks.norm import Kind
+from jaxgen.ranges import Index, NonNegative, Positive, UpTo1k, UpTo1M, UpTo10k, Width
 from jaxgen.report import grid
 from jaxgen.run import main
 
@@ -39,19 +41,19 @@ class GameConfig:
 
     loss: Literal["relativistic", "non_saturating", "minimax", "hinge", "wasserstein", "least_squares"] = "relativistic"
     """What the two minimise."""
-    r1: float = 1.0
+    r1: NonNegative = 1.0
     """Weight gamma of the gradient's square at real examples."""
-    r2: float = 1.0
+    r2: NonNegative = 1.0
     """The same at generated ones."""
-    gradient_penalty: float = 0.0
+    gradient_penalty: NonNegative = 0.0
     """Weight of (norm of the gradient - 1)^2 between the two; WGAN-GP uses 10."""
-    lazy: int = 1
+    lazy: UpTo10k = 1
     """Steps between two of those penalties, so many times as heavy."""
-    n_critic: int = 1
+    n_critic: UpTo10k = 1
     """Steps of the discriminator for one of the generator."""
-    discriminator_rate: float = 1.0
+    discriminator_rate: Positive = 1.0
     """Its learning rate, as a multiple of the generator's."""
-    pack: int = 1
+    pack: UpTo1k = 1
     """Examples that the discriminator judges together (PacGAN)."""
 
 
@@ -61,9 +63,9 @@ class ModelConfig(GameConfig):
 
     network: Literal["dcgan", "residual"] = "dcgan"
     """Kind of generator and discriminator."""
-    width: int = 32
+    width: Width = 32
     """Channels at the highest resolution."""
-    latents: int = 64
+    latents: Width = 64
     """Latent dimensions."""
     prior: Literal["normal", "uniform"] = "normal"
     """Of each latent: N(0, 1), or uniform in [-1, 1]."""
@@ -77,7 +79,7 @@ class ModelConfig(GameConfig):
     """Spectral normalisation of the discriminator."""
     augment: tuple[Literal["translation", "cutout", "colour"], ...] = ()
     """What is done to all images that the discriminator sees; for small data sets."""
-    augment_target: float | None = None
+    augment_target: Annotated[float, Meta(ge=-1, le=1)] | None = None
     """Mean sign of the discriminator at real images that the strength of it is steered to (ADA: 0.6)."""
 
 
@@ -87,9 +89,9 @@ class EvaluateConfig(flags.ImageEvaluateConfig):
 
     metrics: str = "frechet,kernel,prdc,labels"
     """Some of frechet, kernel, prdc, score (of a classifier), labels (that a classifier gives); separated by commas."""
-    num_samples: int = 10_000
+    num_samples: Annotated[int, Meta(ge=10, le=1_000_000)] = 10_000
     """Generated images that are measured; as many held-out ones, if there are so many."""
-    truncation: float | None = 2.0
+    truncation: Positive | None = 2.0
     """Largest distance of a latent from 0: lower is less diverse, and more typical; None has no bound."""
     inception: Path | None = None
     """Weights of FID's Inception network; without, the features are of a classifier trained on the data's labels."""
@@ -99,9 +101,9 @@ class EvaluateConfig(flags.ImageEvaluateConfig):
 class SampleConfig(flags.SampleConfig):
     """How samples are drawn, here and by `python -m jaxgen sample`."""
 
-    label: int | None = None
+    label: Index | None = None
     """Class to draw, of a conditional model."""
-    truncation: float | None = 2.0
+    truncation: Positive | None = 2.0
     """Largest distance of a latent from 0: lower is less diverse, and more typical; None has no bound."""
 
 
@@ -111,9 +113,9 @@ class Config(flags.Config):
 
     workdir: Path = Path("runs/gan_mnist")
     """Run folder. Its default name ends in what other flags change. Rerun the command to resume."""
-    steps: int = 12_000
+    steps: Index = 12_000
     """Training steps."""
-    batch_size: int = 64
+    batch_size: UpTo1M = 64
     """Images in one step."""
     data: flags.ImageDataConfig = field(default_factory=lambda: flags.ImageDataConfig(binarization="none"))
     model: ModelConfig = field(default_factory=lambda: ModelConfig(lazy=4))
@@ -145,9 +147,6 @@ def check(config: Config, spec: Spec) -> None:
     if spec.entries["image"][1] != "uint8":
         raise UserError(f"{spec.name} holds {spec.entries['image'][1]} images: expected uint8")
     flags.check_condition(options.conditional, controls.label, spec)
-    for truncation in (controls.truncation, config.evaluate.truncation):
-        if truncation is not None and not truncation > 0:
-            raise UserError(f"--truncation {truncation}: expected a number above 0, or None")
     if spec.binarization == "dynamic":
         raise UserError("--data.binarization dynamic is for likelihoods: use none, or fixed")
     if options.augment_target is not None and options.loss not in ("non_saturating", "minimax", "hinge"):
@@ -163,16 +162,10 @@ def check(config: Config, spec: Spec) -> None:
     for name in config.evaluate.metrics.split(","):
         if name not in METRICS:
             raise UserError(f"--metrics {config.evaluate.metrics}: expected some of {', '.join(METRICS)}, with commas")
-    if config.evaluate.num_samples < 10:
-        raise UserError(f"--num-samples {config.evaluate.num_samples}: expected at least 10")
 
 
 def check_game(config: flags.Config, options: GameConfig) -> None:
-    """Raises UserError where a number is out of its range."""
-    least = {"r1": 0, "r2": 0, "gradient_penalty": 0, "discriminator_rate": 0, "lazy": 1, "n_critic": 1, "pack": 1}
-    for name, value in least.items():
-        if getattr(options, name) < value:
-            raise UserError(f"--model.{name.replace('_', '-')} {getattr(options, name)}: expected at least {value}")
+    """Raises UserError where flags of the game exclude each other or do not fit the batch."""
     if config.run.remat and getattr(options, "network", None) != "residual":
         raise UserError("--run.remat is of residual blocks, and these networks have none: leave it out")
     if config.batch_size % (options.pack * config.run.accumulate):

@@ -18,6 +18,7 @@ from jaxgen.data import Dataset, Spec
 from jaxgen.data.stacked import stacked
 from jaxgen.errors import UserError
 from jaxgen.experiment import Experiment
+from jaxgen.ranges import Index, UpTo1M
 from jaxgen.run import main
 
 
@@ -27,7 +28,7 @@ class DataConfig(flags.ImageDataConfig):
 
     binarization: Literal["none"] = "none"
     """Pixels are left as they are."""
-    count: int = 128_000
+    count: UpTo1M = 128_000
     """Triples to train on."""
 
 
@@ -37,7 +38,7 @@ class Config(gan_mnist.Config):
 
     workdir: Path = Path("runs/gan_stacked_mnist")
     """Run folder. Its default name ends in what other flags change. Rerun the command to resume."""
-    steps: int = 100_000
+    steps: Index = 100_000
     """Training steps."""
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=lambda: ModelConfig(conditional=False, width=64, latents=100))

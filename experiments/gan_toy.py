@@ -8,24 +8,25 @@ import math
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import flax.linen as nn
 import jax
 import numpy as np
+from msgspec import Meta
 
 from experiments import gan_mnist
 from experiments.gan_mnist import game
 from jaxgen import config as flags
 from jaxgen.data import Dataset, Spec
 from jaxgen.data.points import SIGMA, centers, load_points
-from jaxgen.errors import UserError
 from jaxgen.evaluate import Estimate, evaluate
 from jaxgen.experiment import Experiment, Latents
 from jaxgen.metrics.fidelity import mixture_modes
 from jaxgen.models.gan import GAN, gan
 from jaxgen.networks.dcgan import leaky_relu
 from jaxgen.networks.mlp import MLP, fourier, maxout
+from jaxgen.ranges import Index, NonNegative, Positive, UpTo1M, Width, Widths
 from jaxgen.report import scatter
 from jaxgen.run import main
 
@@ -36,9 +37,9 @@ class DataConfig(flags.DataConfig):
 
     name: Literal["grid", "ring"] = "grid"
     """25 modes at {-4, -2, 0, 2, 4}^2, or 8 on the unit circle."""
-    count: int = 100_000
+    count: Annotated[int, Meta(ge=1, le=10_000_000)] = 100_000
     """Points to train on."""
-    sigma: float | None = None
+    sigma: Positive | None = None
     """Standard deviation of each mode; by default 0.05 of grid and 0.01 of ring."""
 
 
@@ -48,15 +49,15 @@ class ModelConfig(gan_mnist.GameConfig):
 
     network: Literal["mlp", "pacgan"] = "mlp"
     """Multilayer perceptrons that see waves of their input too; or those of Lin et al. 2018."""
-    hidden: tuple[int, ...] = (128, 128, 128)
+    hidden: Widths = (128, 128, 128)
     """Widths of the hidden layers of each (of mlp)."""
-    latents: int = 10
+    latents: Width = 10
     """Latent dimensions."""
     prior: Literal["normal", "uniform", "mixture"] = "mixture"
     """Of each latent: N(0, 1), uniform in [-1, 1], or near -1 or 1, so that modes need not be connected."""
-    r1: float = 0.1
+    r1: NonNegative = 0.1
     """Weight gamma of the gradient's square at real examples."""
-    r2: float = 0.1
+    r2: NonNegative = 0.1
     """The same at generated ones."""
 
 
@@ -64,7 +65,7 @@ class ModelConfig(gan_mnist.GameConfig):
 class EvaluateConfig(flags.EvaluateConfig):
     """What is measured at the end, and by `python -m jaxgen evaluate`."""
 
-    num_samples: int = 2_500
+    num_samples: UpTo1M = 2_500
     """Generated points, as many as Lin et al. 2018 draw."""
 
 
@@ -74,7 +75,7 @@ class Config(flags.Config):
 
     workdir: Path = Path("runs/gan_toy")
     """Run folder. Its default name ends in what other flags change. Rerun the command to resume."""
-    steps: int = 12_000
+    steps: Index = 12_000
     """Training steps."""
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -90,8 +91,6 @@ def load(config: Config) -> Dataset:
 
 def build(config: Config, spec: Spec) -> Experiment:
     gan_mnist.check_game(config, config.model)
-    if config.evaluate.num_samples < 1:
-        raise UserError(f"--num-samples {config.evaluate.num_samples}: expected at least 1")
     generator, discriminator = networks(config)
     model = gan(
         generator=generator,

@@ -8,11 +8,12 @@ import math
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from msgspec import Meta
 
 from jaxgen import config as flags
 from jaxgen.audit import images_audit
@@ -33,6 +34,7 @@ from jaxgen.models.autoregressive import (
 )
 from jaxgen.networks.made import MADE
 from jaxgen.networks.pixelcnn import PixelCNN
+from jaxgen.ranges import Depth, Index, NonNegative, Partial, Share, UpTo1k, UpTo1M, Width
 from jaxgen.report import grid
 from jaxgen.run import main
 
@@ -43,25 +45,25 @@ class ModelConfig:
 
     network: Literal["pixelcnn", "made"] = "pixelcnn"
     """Convolutions over what is above and left, or a perceptron with masked weights."""
-    width: int = 32
+    width: Width = 32
     """Features of each stack (of pixelcnn)."""
-    depth: int = 8
+    depth: Depth = 8
     """Gated layers (of pixelcnn)."""
-    first_kernel: int = 7
+    first_kernel: Annotated[int, Meta(ge=3, le=255)] = 7
     """Size of the first layer's kernel (of pixelcnn)."""
-    dropout: float = 0.0
+    dropout: Partial = 0.0
     """Share of features dropped in training."""
-    hidden: tuple[int, ...] = (1_000,)
+    hidden: Annotated[tuple[Width, ...], Meta(max_length=64)] = (1_000,)
     """Width of the hidden layers (of made); none and --model.direct is a fully visible belief network."""
     direct: bool = False
     """Connect pixels with each other directly, too (of made)."""
     order: Literal["raster", "random"] = "raster"
     """Order in which pixels are predicted: row by row, or a random one that is the same in every run (of made)."""
-    components: int = 10
+    components: UpTo1k = 10
     """Logistics in the mixture of a pixel's levels, where they are not binarised."""
     conditional: bool = False
     """Give the network the label."""
-    condition_dropout: float = 0.1
+    condition_dropout: Share = 0.1
     """Share of examples whose label is left out, for --guidance (of a conditional model)."""
 
 
@@ -69,12 +71,12 @@ class ModelConfig:
 class SampleConfig(flags.SampleConfig):
     """How samples are drawn, here and by `python -m jaxgen sample`."""
 
-    label: int | None = None
+    label: Index | None = None
     """Class to draw, of a conditional model; without, the model without a condition, or where it was never trained
     without (--model.condition-dropout 0) all classes in turn."""
-    guidance: float | None = None
+    guidance: NonNegative | None = None
     """Weight of the difference that the label makes: above 1 more typical of it, 1 the model itself."""
-    temperature: float = 1.0
+    temperature: NonNegative = 1.0
     """Below 1 more probable pixels; 0 the most probable one each time."""
 
 
@@ -84,9 +86,9 @@ class Config(flags.Config):
 
     workdir: Path = Path("runs/pixelcnn_mnist")
     """Run folder. Its default name ends in what other flags change. Rerun the command to resume."""
-    steps: int = 15_000
+    steps: Index = 15_000
     """Training steps."""
-    batch_size: int = 16
+    batch_size: UpTo1M = 16
     """Images in one step."""
     data: flags.ImageDataConfig = field(default_factory=flags.ImageDataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -112,13 +114,10 @@ def build(config: Config, spec: Spec) -> Experiment:
     flags.check_condition(options.conditional, controls.label, spec)
     if controls.guidance is not None and (controls.label is None or not options.condition_dropout):
         raise UserError("--guidance is towards a --label, of a model trained with --model.condition-dropout above 0")
-    if not 0 <= options.condition_dropout <= 1:
-        raise UserError(f"--model.condition-dropout {options.condition_dropout}: expected a share from 0 to 1")
     if controls.guidance is not None and spec.binarization == "none":
         raise UserError("--guidance is of logits, and --data.binarization none models mixtures: leave it out")
     if config.run.remat:
         raise UserError("--run.remat is not for these networks: leave it out")
-    Controls(controls.temperature).check()
     binary, height, width, channels = spec.binarization != "none", *shape
     head = bernoulli(channels) if binary else logistic_mixture(options.components, channels)
     levels, classes = 2 if binary else 256, len(spec.classes)
@@ -152,8 +151,6 @@ def build(config: Config, spec: Spec) -> Experiment:
 
 def network_of(config: Config, shape: tuple[int, ...], outputs: int, levels: int) -> Network:
     options = config.model
-    if not 0 <= options.dropout < 1:
-        raise UserError(f"--model.dropout {options.dropout}: expected a share below 1")
     common = {
         "shape": shape,
         "features_out": outputs,
@@ -167,10 +164,8 @@ def network_of(config: Config, shape: tuple[int, ...], outputs: int, levels: int
         return MADE(hidden=options.hidden, direct=options.direct, **common)
     if options.order != "raster":
         raise UserError(f"--model.order {options.order} is of --model.network made: leave it out")
-    if options.first_kernel < 3 or options.first_kernel % 2 == 0:
-        raise UserError(f"--model.first-kernel {options.first_kernel}: expected an odd number from 3 on")
-    if not (options.width >= 1 and options.depth >= 1):
-        raise UserError(f"--model.width {options.width}, --model.depth {options.depth}: expected at least 1 of each")
+    if options.first_kernel % 2 == 0:
+        raise UserError(f"--model.first-kernel {options.first_kernel}: expected an odd number")
     return PixelCNN(width=options.width, depth=options.depth, first_kernel=options.first_kernel, **common)
 
 

@@ -17,7 +17,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from jaxgen import cli
 from jaxgen.errors import UserError
+from jaxgen.ranges import Seed
 
 RESULTS = Path(__file__).with_name("results.jsonl")
 README = Path(__file__).parents[1] / "README.md"
@@ -166,7 +168,7 @@ class Options:
 
     budget: Budget = "cpu"
     """A few steps on data that come with the installation; what two CPU cores can do; the whole schedule."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the run, or the first of several."""
     workdir: Path | None = None
     """Run folder (default: runs/reproduce/ROW-BUDGET-SEED)."""
@@ -324,8 +326,6 @@ def between(readme: str, begin: str, end: str, text: str) -> str:
 
 
 def main(args: list[str]) -> None:
-    import tyro
-
     if args == ["--list"]:
         print(table(read()), end="")
     elif args == ["--write"]:
@@ -339,7 +339,7 @@ def main(args: list[str]) -> None:
             f"no row {args[0]!r}{f'; did you mean {close[0]}?' if close else ''}: expected {', '.join(ROWS)}"
         )
     else:
-        options = tyro.cli(Options, prog=f"python -m experiments.reproduce {args[0]}", args=args[1:])
+        options = cli.parse(Options, args[1:], program=f"python -m experiments.reproduce {args[0]}")
         result = reproduce(args[0], options)
         if result and (options.budget != "smoke" or options.results != RESULTS):
             with options.results.open("a") as file:

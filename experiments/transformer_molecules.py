@@ -9,10 +9,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from msgspec import Meta
 
 from jaxgen import config as flags
 from jaxgen.data import Dataset, Spec
@@ -24,6 +26,7 @@ from jaxgen.experiment import Experiment, Figures, in_batches
 from jaxgen.metrics.molecules import PROPERTIES, TOLERANCE, canonical, measures, properties
 from jaxgen.models.autoregressive import PLAIN, Autoregressive, Condition, Controls, autoregressive, categorical
 from jaxgen.networks.transformer import Transformer
+from jaxgen.ranges import Depth, Index, NonNegative, Partial, Probability, UpTo1k, UpTo1M, UpTo10k, Width
 from jaxgen.report import Exhibit, Table, structures
 from jaxgen.run import main
 
@@ -34,19 +37,19 @@ BATCH = 512  # molecules in one dispatch
 class ModelConfig:
     """The Transformer."""
 
-    layers: int = 3
+    layers: Depth = 3
     """Blocks of attention and perceptron."""
-    heads: int = 4
+    heads: UpTo1k = 4
     """Of attention."""
-    width: int = 128
+    width: Width = 128
     """Features of a token."""
-    dropout: float = 0.0
+    dropout: Partial = 0.0
     """Share of features dropped in training."""
     conditions: tuple[str, ...] = PROPERTIES
     """Properties that it is told: some of logP, QED, SA, weight; none is a model without a condition."""
-    condition_dropout: float = 0.2
+    condition_dropout: Partial = 0.2
     """Share of examples trained without any of them, for --guidance and for molecules at large."""
-    property_dropout: float = 0.5
+    property_dropout: Partial = 0.5
     """Share of examples trained without a property, for each by itself, so that the others can be asked for alone."""
 
 
@@ -54,15 +57,15 @@ class ModelConfig:
 class EvaluateConfig(flags.EvaluateConfig):
     """What is measured at the end, and by `python -m jaxgen evaluate`."""
 
-    num_samples: int = 1_000
+    num_samples: Annotated[int, Meta(ge=2, le=1_000_000)] = 1_000
     """Molecules that are generated and measured; published tables use 10,000 or more."""
-    num_conditions: int = 500
+    num_conditions: Annotated[int, Meta(ge=2, le=1_000_000)] = 500
     """Molecules that are generated for each property, one for each of so many held-out values of it."""
-    temperature: float = 1.0
+    temperature: NonNegative = 1.0
     """Of those samples."""
-    guidance: float | None = None
+    guidance: NonNegative | None = None
     """Weight of the difference that a condition makes, in those that are asked for a property."""
-    candidates: int = 1
+    candidates: UpTo10k = 1
     """Draw so many of those for each value, and take the one that comes closest to it."""
 
 
@@ -72,13 +75,13 @@ class SampleConfig(flags.SampleConfig):
 
     condition: tuple[str, ...] = ()
     """What is asked for, such as logP=2.5 QED=0.9; samples are then sorted by how close they come."""
-    guidance: float | None = None
+    guidance: NonNegative | None = None
     """Weight of the difference that the condition makes: above 1 closer to it and less diverse."""
-    candidates: int = 1
+    candidates: UpTo10k = 1
     """Draw so many for each, and take the one whose properties come closest to what is asked for."""
-    temperature: float = 1.0
+    temperature: NonNegative = 1.0
     """Below 1 more probable molecules, and more of them valid; 0 the most probable token each time."""
-    top_p: float | None = None
+    top_p: Probability | None = None
     """Only of the fewest tokens that have this much probability together."""
 
 
@@ -88,9 +91,9 @@ class Config(flags.Config):
 
     workdir: Path = Path("runs/transformer_molecules")
     """Run folder. Its default name ends in what other flags change. Rerun the command to resume."""
-    steps: int = 1_000
+    steps: Index = 1_000
     """Training steps."""
-    batch_size: int = 64
+    batch_size: UpTo1M = 64
     """Molecules in one step."""
     data: flags.MoleculeDataConfig = field(default_factory=lambda: flags.MoleculeDataConfig(longest=30))
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -108,29 +111,19 @@ def load(config: Config) -> Dataset:
 
 def build(config: Config, spec: Spec) -> Experiment:
     options, words = config.model, vocabulary(spec.vocabulary)
-    for name in ("layers", "heads", "width"):
-        if getattr(options, name) < 1:
-            raise UserError(f"--model.{name} {getattr(options, name)}: expected at least 1")
     if options.width % (2 * options.heads):
         raise UserError(f"--model.width {options.width}: expected a multiple of {2 * options.heads}, twice the heads")
-    for name in ("dropout", "condition_dropout", "property_dropout"):
-        if not 0 <= getattr(options, name) < 1:
-            raise UserError(f"--model.{name.replace('_', '-')} {getattr(options, name)}: expected a share from 0 to 1")
     unknown = [name for name in options.conditions if name not in spec.properties]
     if unknown:
         raise UserError(f"--model.conditions {' '.join(unknown)}: expected some of {', '.join(spec.properties)}")
-    if min(config.evaluate.num_samples, config.evaluate.num_conditions) < 2:
-        raise UserError("--num-samples and --num-conditions: expected at least 2 of each")
-    controls_of(config.sample).check()
-    Controls(config.evaluate.temperature).check()
     asked = asked_of(config.sample, options.conditions)
     for drawn, conditions in ((config.sample, asked), (config.evaluate, options.conditions)):
         if drawn.guidance is not None and not (conditions and options.condition_dropout):
             raise UserError(
                 "--guidance is towards a --condition, of a model trained with --model.condition-dropout above 0"
             )
-        if drawn.candidates < 1 or (drawn.candidates > 1 and not conditions):
-            raise UserError(f"--candidates {drawn.candidates}: expected 1, or more of a --condition to come close to")
+        if drawn.candidates > 1 and not conditions:
+            raise UserError(f"--candidates {drawn.candidates}: expected 1 without a --condition to come close to")
     (length,), dtype = spec.entries["tokens"]
     network = Transformer(
         vocabulary=words.size,

@@ -7,11 +7,12 @@ import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from msgspec import Meta
 
 from jaxgen import config as flags
 from jaxgen.data import Dataset, Spec
@@ -21,6 +22,7 @@ from jaxgen.evaluate import Estimate, evaluate
 from jaxgen.experiment import Experiment
 from jaxgen.models.autoregressive import Autoregressive, Controls, autoregressive, categorical
 from jaxgen.networks.transformer import Transformer
+from jaxgen.ranges import Count, Depth, Index, NonNegative, Partial, Probability, UpTo1k, UpTo1M, Width
 from jaxgen.run import main
 
 
@@ -28,15 +30,15 @@ from jaxgen.run import main
 class ModelConfig:
     """The Transformer."""
 
-    layers: int = 4
+    layers: Depth = 4
     """Blocks of attention and perceptron."""
-    heads: int = 4
+    heads: UpTo1k = 4
     """Of queries."""
-    kv_heads: int | None = None
+    kv_heads: UpTo1k | None = None
     """Of keys and values, where they are fewer (grouped-query attention)."""
-    width: int = 128
+    width: Width = 128
     """Features of a token."""
-    context: int = 64
+    context: Annotated[int, Meta(ge=1, le=65_536)] = 64
     """Tokens that one token can see."""
     positions: Literal["rotary", "learned"] = "rotary"
     """How it knows where they stand; learned ones end where the context does."""
@@ -44,7 +46,7 @@ class ModelConfig:
     """Normalisation before each half of a block."""
     feed_forward: Literal["gelu", "swiglu"] = "gelu"
     """Activation of the perceptron."""
-    dropout: float = 0.0
+    dropout: Partial = 0.0
     """Share of features dropped in training."""
     tied: bool = True
     """One matrix for the first layer and the last."""
@@ -58,13 +60,13 @@ class SampleConfig(flags.SampleConfig):
 
     prompt: str = ""
     """What it begins with; a line break by default, or where there is none the first character."""
-    length: int = 500
+    length: UpTo1M = 500
     """Tokens to write after that."""
-    temperature: float = 0.8
+    temperature: NonNegative = 0.8
     """Above 1 is wilder, below 1 tamer; 0 takes the most probable token each time."""
-    top_k: int | None = None
+    top_k: Count | None = None
     """Only of so many most probable tokens."""
-    top_p: float | None = None
+    top_p: Probability | None = None
     """Only of the fewest tokens that have this much probability together."""
 
 
@@ -74,9 +76,9 @@ class Config(flags.Config):
 
     workdir: Path = Path("runs/transformer_text")
     """Run folder. Its default name ends in what other flags change. Rerun the command to resume."""
-    steps: int = 2_000
+    steps: Index = 2_000
     """Training steps."""
-    batch_size: int = 12
+    batch_size: UpTo1M = 12
     """Windows of text in one step."""
     data: flags.TextDataConfig = field(default_factory=flags.TextDataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -90,26 +92,16 @@ class Config(flags.Config):
 
 
 def load(config: Config) -> Dataset:
-    if config.model.context < 1:
-        raise UserError(f"--model.context {config.model.context}: expected at least 1")
     return config.data.load(config.model.context)
 
 
 def build(config: Config, spec: Spec) -> Experiment:
     options, words = config.model, vocabulary(spec.vocabulary)
-    for name in ("layers", "heads", "width"):
-        if getattr(options, name) < 1:
-            raise UserError(f"--model.{name} {getattr(options, name)}: expected at least 1")
     pair = 2 * options.heads
     if options.width % pair:
         raise UserError(f"--model.width {options.width}: expected a multiple of {pair}, twice --model.heads")
-    if options.kv_heads is not None and (options.kv_heads < 1 or options.heads % options.kv_heads):
+    if options.kv_heads is not None and options.heads % options.kv_heads:
         raise UserError(f"--model.kv-heads {options.kv_heads}: expected a divisor of --model.heads {options.heads}")
-    if not 0 <= options.dropout < 1:
-        raise UserError(f"--model.dropout {options.dropout}: expected a share from 0 up to 1")
-    controls_of(config.sample).check()
-    if config.sample.length < 1:
-        raise UserError(f"--length {config.sample.length}: expected at least 1")
     network = Transformer(
         vocabulary=words.size,
         remat=config.run.remat,

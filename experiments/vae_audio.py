@@ -9,9 +9,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Annotated
 
 import jax
 import numpy as np
+from msgspec import Meta
 
 from experiments import audio
 from experiments.audio import EvaluateConfig
@@ -24,6 +26,7 @@ from jaxgen.evaluate import Estimate, evaluate, per_example
 from jaxgen.experiment import Experiment, Latents
 from jaxgen.models.vae import VAE, vae
 from jaxgen.networks.conv1d import Decoder, Encoder
+from jaxgen.ranges import Index, NonNegative, Positive, UpTo1M, Width
 from jaxgen.report import in_turn
 from jaxgen.run import main
 from jaxgen.spectra import Scale, frames, from_log_mel, log_mel
@@ -33,25 +36,25 @@ from jaxgen.spectra import Scale, frames, from_log_mel, log_mel
 class ModelConfig:
     """The autoencoder, and what it sees of a sound."""
 
-    latents: int = 16
+    latents: Width = 16
     """Latent dimensions."""
-    channels: tuple[int, ...] = (64, 128)
+    channels: Annotated[tuple[Width, ...], Meta(min_length=1, max_length=16)] = (64, 128)
     """Of the encoder after each halving in time; of the decoder the other way round."""
-    hidden: int = 256
+    hidden: Width = 256
     """Width of the dense layers between."""
     conditional: bool = True
     """Give encoder and decoder the label, where there is one."""
-    beta: float = 1.0
+    beta: NonNegative = 1.0
     """Weight of the KL."""
-    warmup_steps: int = 0
+    warmup_steps: Index = 0
     """Steps over which that weight grows from 0."""
-    deviation: float | None = 0.1
+    deviation: Positive | None = 0.1
     """Standard deviation of p(x | z), a share of 80 decibels; None: the decoder gives one for every bin of a frame."""
-    size: int = 512
+    size: Annotated[int, Meta(ge=2, le=8_192)] = 512
     """Samples in a frame."""
-    hop: int = 64
+    hop: Width = 64
     """Samples between two frames."""
-    bins: int = 80
+    bins: Annotated[int, Meta(ge=1, le=4_096)] = 80
     """Of the mel scale."""
 
 
@@ -59,9 +62,9 @@ class ModelConfig:
 class SampleConfig(flags.SampleConfig):
     """How sounds are drawn, here and by `python -m jaxgen sample`."""
 
-    label: int | None = None
+    label: Index | None = None
     """Class to draw; without, all of them in turn."""
-    temperature: float = 1.0
+    temperature: NonNegative = 1.0
     """Standard deviation of the latents."""
 
 
@@ -71,9 +74,9 @@ class Config(flags.Config):
 
     workdir: Path = Path("runs/vae_audio")
     """Run folder. Its default name ends in what other flags change. Rerun the command to resume."""
-    steps: int = 2_000
+    steps: Index = 2_000
     """Training steps."""
-    batch_size: int = 64
+    batch_size: UpTo1M = 64
     """Sounds in one step."""
     data: flags.AudioDataConfig = field(default_factory=flags.AudioDataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -93,21 +96,11 @@ def build(config: Config, spec: Spec) -> Experiment:
     options, controls = config.model, config.sample
     (length,), _ = spec.entries["audio"]
     conditional = options.conditional and bool(spec.classes)
-    for name in ("latents", "hidden", "hop", "bins"):
-        if getattr(options, name) < 1:
-            raise UserError(f"--model.{name} {getattr(options, name)}: expected at least 1")
     if options.size < 2 * options.hop or options.size & (options.size - 1):
         raise UserError(f"--model.size {options.size}: expected a power of two, at least twice --model.hop")
-    if not options.channels or min(options.channels) < 1:
-        raise UserError(f"--model.channels {options.channels}: expected at least one number, from 1 on")
     flags.check_condition(conditional, controls.label, spec)
-    if not controls.temperature >= 0:
-        raise UserError(f"--temperature {controls.temperature}: expected at least 0")
-    config.evaluate.check()
     scale = Scale(config.data.sample_rate, options.size, options.hop, options.bins)
     fixed = options.deviation
-    if fixed is not None and not fixed > 0:
-        raise UserError(f"--model.deviation {fixed}: expected a number above 0, or None")
     likelihood, shape = (
         normal(None if fixed is None else 2 * math.log(fixed)),
         (frames(length, options.hop), options.bins),

@@ -7,11 +7,12 @@ that its test likelihood can stand beside their Table 1.
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from msgspec import Meta
 
 from jaxgen import config as flags
 from jaxgen.audit import images_audit
@@ -26,6 +27,7 @@ from jaxgen.interpolation import straight
 from jaxgen.metrics import latents
 from jaxgen.models.vae import VAE, vae
 from jaxgen.networks import conv, mlp
+from jaxgen.ranges import Index, NonNegative, UpTo10k, Widths
 from jaxgen.report import grid, latent_map
 from jaxgen.run import main
 
@@ -36,33 +38,33 @@ class ModelConfig:
 
     network: Literal["mlp", "conv"] = "mlp"
     """Kind of encoder and decoder."""
-    hidden: tuple[int, ...] = (200,)
+    hidden: Widths = (200,)
     """Width of the hidden layers of each network, from the data upwards: one number for each stochastic layer."""
-    depth: int = 2
+    depth: Annotated[int, Meta(ge=0, le=128)] = 2
     """Hidden layers of each network (of mlp)."""
-    latents: tuple[int, ...] = (50,)
+    latents: Widths = (50,)
     """Latent dimensions of each stochastic layer, from the data upwards."""
     likelihood: Literal["bernoulli", "normal", "discretized_logistic"] = "bernoulli"
     """p(x | z) of each pixel."""
     conditional: bool = False
     """Give encoder and decoder the label."""
-    num_samples: int = 1
+    num_samples: UpTo10k = 1
     """Importance samples in training: 1 is the evidence lower bound, more is IWAE."""
     doubly_reparameterized: bool = False
     """IWAE's encoder gradient as in DReG."""
     resampled: bool = False
     """IWAE's gradient through one of an image's samples, drawn by its weight: of 50, half the time, and more noise."""
-    early_samples: int = 1
+    early_samples: UpTo10k = 1
     """Importance samples in the first steps: fewer are cheaper, and leave networks that more can go on with."""
-    early_steps: int = 0
+    early_steps: Index = 0
     """How many steps those are; of several seeds they cost as much as the others."""
-    beta: float = 1.0
+    beta: NonNegative = 1.0
     """Weight of the KL."""
-    warmup_steps: int = 0
+    warmup_steps: Index = 0
     """Steps over which that weight grows from 0."""
-    free_bits: float = 0.0
+    free_bits: NonNegative = 0.0
     """Nats of KL per latent dimension that cost nothing."""
-    total_correlation: float = 1.0
+    total_correlation: NonNegative = 1.0
     """Weight within the KL of what makes latents depend on each other: above 1 is beta-TCVAE."""
 
 
@@ -70,9 +72,9 @@ class ModelConfig:
 class EvaluateConfig(flags.ImageEvaluateConfig):
     """What is measured at the end, and by `python -m jaxgen evaluate`."""
 
-    nll_samples: int = 500
+    nll_samples: Annotated[int, Meta(ge=1, le=100_000)] = 500
     """Importance samples per test image for its negative log-likelihood; published tables use 5000."""
-    disentanglement: int | None = 1_000
+    disentanglement: Annotated[int, Meta(ge=100, le=1_000_000)] | None = 1_000
     """Test images on which predictors of the factors are trained, as many to test them, where the data have known
     factors (pip install -e '.[insight]'); None: no scores of disentanglement."""
 
@@ -81,9 +83,9 @@ class EvaluateConfig(flags.ImageEvaluateConfig):
 class SampleConfig(flags.SampleConfig):
     """How samples are drawn, here and by `python -m jaxgen sample`."""
 
-    label: int | None = None
+    label: Index | None = None
     """Class to draw, of a conditional model."""
-    temperature: float = 1.0
+    temperature: NonNegative = 1.0
     """Standard deviation of the latents."""
     draw: bool = False
     """Draw the pixels too, instead of showing their mean."""
@@ -95,7 +97,7 @@ class Config(flags.Config):
 
     workdir: Path = Path("runs/vae_mnist")
     """Run folder. Its default name ends in what other flags change. Rerun the command to resume."""
-    steps: int = 6_000
+    steps: Index = 6_000
     """Training steps."""
     data: flags.ImageDataConfig = field(default_factory=flags.ImageDataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -118,12 +120,6 @@ def build(config: Config, spec: Spec) -> Experiment:
     shape, dtype = spec.entries["image"]
     if dtype != "uint8":
         raise UserError(f"{spec.name} holds {dtype} images: expected uint8")
-    if config.evaluate.nll_samples < 1:
-        raise UserError(f"--evaluate.nll-samples {config.evaluate.nll_samples}: expected at least 1")
-    if config.evaluate.disentanglement is not None and config.evaluate.disentanglement < 100:
-        raise UserError(f"--disentanglement {config.evaluate.disentanglement}: expected at least 100 images, or None")
-    if not config.sample.temperature >= 0:
-        raise UserError(f"--temperature {config.sample.temperature}: expected at least 0")
     if options.total_correlation != 1 and (config.run.parallel != "jit" or config.run.accumulate > 1):
         raise UserError(
             f"--model.total-correlation {options.total_correlation:g} is estimated over the whole batch: leave out "

@@ -7,10 +7,12 @@ python -m jaxgen sample RUN --near "CC(=O)Oc1ccccc1C(=O)O" --out near.csv.
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from msgspec import Meta
 
 from experiments.transformer_molecules import (
     BATCH,
@@ -33,6 +35,7 @@ from jaxgen.metrics.latents import active_units
 from jaxgen.metrics.molecules import canonical
 from jaxgen.models.vae import VAE, vae
 from jaxgen.networks.sequence import Decoder, Encoder
+from jaxgen.ranges import Count, Depth, Index, NonNegative, UpTo1k, UpTo1M, Width
 from jaxgen.report import structures
 from jaxgen.run import main
 
@@ -41,23 +44,23 @@ from jaxgen.run import main
 class ModelConfig:
     """The autoencoder."""
 
-    latents: int = 32
+    latents: Width = 32
     """Latent dimensions."""
-    width: int = 128
+    width: Width = 128
     """Features of a token, in encoder and decoder."""
-    convolutions: int = 3
+    convolutions: Depth = 3
     """Of the encoder."""
-    layers: int = 2
+    layers: Depth = 2
     """Blocks of attention and perceptron of the decoder."""
-    heads: int = 4
+    heads: UpTo1k = 4
     """Of attention."""
-    context: int | None = None
+    context: Count | None = None
     """Tokens before it that a token of the decoder can see, by default all; fewer leave more to the latents."""
-    beta: float = 1.0
+    beta: NonNegative = 1.0
     """Weight of the KL."""
-    warmup_steps: int = 600
+    warmup_steps: Index = 600
     """Steps over which that weight grows from 0."""
-    free_bits: float = 0.25
+    free_bits: NonNegative = 0.25
     """Nats of KL per latent dimension that cost nothing."""
 
 
@@ -65,9 +68,9 @@ class ModelConfig:
 class EvaluateConfig(flags.EvaluateConfig):
     """What is measured at the end, and by `python -m jaxgen evaluate`."""
 
-    num_samples: int = 1_000
+    num_samples: Annotated[int, Meta(ge=2, le=1_000_000)] = 1_000
     """Molecules that are generated and measured."""
-    nll_samples: int = 20
+    nll_samples: Annotated[int, Meta(ge=1, le=100_000)] = 20
     """Importance samples per held-out molecule for its negative log-likelihood."""
 
 
@@ -77,7 +80,7 @@ class SampleConfig(flags.SampleConfig):
 
     near: str | None = None
     """SMILES of a molecule: draw from where it lies among the latents, instead of from all of them."""
-    temperature: float = 1.0
+    temperature: NonNegative = 1.0
     """Standard deviation of the latents, or of their distance from the one they are to be near to."""
     draw: bool = True
     """Draw the tokens too, instead of taking the most probable one each time, as is done for --near."""
@@ -89,9 +92,9 @@ class Config(flags.Config):
 
     workdir: Path = Path("runs/vae_molecules")
     """Run folder. Its default name ends in what other flags change. Rerun the command to resume."""
-    steps: int = 1_000
+    steps: Index = 1_000
     """Training steps."""
-    batch_size: int = 64
+    batch_size: UpTo1M = 64
     """Molecules in one step."""
     data: flags.MoleculeDataConfig = field(default_factory=lambda: flags.MoleculeDataConfig(longest=30))
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -112,15 +115,8 @@ def load(config: Config) -> Dataset:
 
 def build(config: Config, spec: Spec) -> Experiment:
     options, words = config.model, vocabulary(spec.vocabulary)
-    for name in ("latents", "width", "convolutions", "layers", "heads", "context"):
-        if getattr(options, name) is not None and getattr(options, name) < 1:
-            raise UserError(f"--model.{name} {getattr(options, name)}: expected at least 1")
     if options.width % (2 * options.heads):
         raise UserError(f"--model.width {options.width}: expected a multiple of {2 * options.heads}, twice the heads")
-    if config.evaluate.num_samples < 2 or config.evaluate.nll_samples < 1:
-        raise UserError("--num-samples, --nll-samples: expected at least 2 and 1")
-    if not config.sample.temperature >= 0:
-        raise UserError(f"--temperature {config.sample.temperature}: expected at least 0")
     (length,), dtype = spec.entries["tokens"]
 
     def observe(batch, key):

@@ -8,10 +8,11 @@ import math
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import jax
 import numpy as np
+from msgspec import Meta
 
 from experiments import audio
 from jaxgen import config as flags
@@ -31,6 +32,7 @@ from jaxgen.models.autoregressive import (
 )
 from jaxgen.networks.gru import GRU
 from jaxgen.networks.wavenet import WaveNet
+from jaxgen.ranges import Index, NonNegative, Partial, UpTo1k, UpTo1M, Width
 from jaxgen.run import main
 
 
@@ -40,23 +42,23 @@ class ModelConfig:
 
     network: Literal["wavenet", "gru"] = "wavenet"
     """Dilated convolutions, or a recurrent network of two layers."""
-    dilations: int = 5
+    dilations: Annotated[int, Meta(ge=1, le=20)] = 5
     """Layers in a stack, of dilation 1, 2, 4, ... (of wavenet)."""
-    stacks: int = 1
+    stacks: Annotated[int, Meta(ge=1, le=16)] = 1
     """Stacks of layers, one after another (of wavenet)."""
-    first_kernel: int = 64
+    first_kernel: Annotated[int, Meta(ge=1, le=4_096)] = 64
     """Samples that the first layer sees (of wavenet)."""
-    width: int = 32
+    width: Width = 32
     """Features of a layer."""
-    skip: int = 64
+    skip: Width = 64
     """Features of the sum of all layers (of wavenet)."""
-    dropout: float = 0.0
+    dropout: Partial = 0.0
     """Share of features dropped in training (of wavenet)."""
-    components: int | None = None
+    components: UpTo1k | None = None
     """Logistics in a mixture over the 256 levels of a sample, instead of a logit for each."""
     conditional: bool = True
     """Give the network the label, where there is one."""
-    condition_dropout: float = 0.0
+    condition_dropout: Partial = 0.0
     """Share of examples whose label is left out, for --guidance."""
 
 
@@ -64,7 +66,7 @@ class ModelConfig:
 class EvaluateConfig(audio.EvaluateConfig):
     """What is measured at the end, and by `python -m jaxgen evaluate`."""
 
-    temperature: float = 1.0
+    temperature: NonNegative = 1.0
     """Of the sounds that are measured."""
 
 
@@ -72,13 +74,13 @@ class EvaluateConfig(audio.EvaluateConfig):
 class SampleConfig(flags.SampleConfig):
     """How sounds are drawn, here and by `python -m jaxgen sample`."""
 
-    label: int | None = None
+    label: Index | None = None
     """Class to draw; without, all of them in turn."""
-    seconds: float | None = None
+    seconds: Annotated[float, Meta(gt=0, le=3_600)] | None = None
     """Length of a sound (default: as long as those of the data)."""
-    guidance: float | None = None
+    guidance: NonNegative | None = None
     """Weight of the difference that the label makes: above 1 more typical of it, 1 the model itself."""
-    temperature: float = 1.0
+    temperature: NonNegative = 1.0
     """Below 1 more probable samples, 0 the most probable one each time."""
 
 
@@ -88,9 +90,9 @@ class Config(flags.Config):
 
     workdir: Path = Path("runs/wavenet_audio")
     """Run folder. Its default name ends in what other flags change. Rerun the command to resume."""
-    steps: int = 1_500
+    steps: Index = 1_500
     """Training steps."""
-    batch_size: int = 4
+    batch_size: UpTo1M = 4
     """Sounds in one step."""
     data: flags.AudioDataConfig = field(default_factory=flags.AudioDataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -141,23 +143,11 @@ def build(config: Config, spec: Spec) -> Experiment:
 
 
 def check(config: Config) -> None:
-    """Raises UserError where a number is out of its range."""
-    options, controls = config.model, config.sample
+    """Raises UserError where a flag does not fit the networks or another flag."""
     if config.run.remat:
         raise UserError("--run.remat is not for these networks: leave it out")
-    for name in ("dilations", "stacks", "first_kernel", "width", "skip", "components"):
-        value = getattr(options, name)
-        if value is not None and value < 1:
-            raise UserError(f"--model.{name.replace('_', '-')} {value}: expected at least 1")
-    for name in ("dropout", "condition_dropout"):
-        value = getattr(options, name)
-        if not 0 <= value < 1:
-            raise UserError(f"--model.{name.replace('_', '-')} {value}: expected a share from 0 up to 1")
-    Controls(controls.temperature).check()
-    Controls(config.evaluate.temperature).check()
-    if controls.seconds is not None and not controls.seconds * config.data.sample_rate >= 1:
-        raise UserError(f"--seconds {controls.seconds}: expected a length above 0")
-    config.evaluate.check()
+    if (seconds := config.sample.seconds) is not None and not seconds * config.data.sample_rate >= 1:
+        raise UserError(f"--seconds {seconds}: expected at least one sample, {1 / config.data.sample_rate:g} seconds")
 
 
 def network_of(config: Config, outputs: int) -> Network:

@@ -7,7 +7,6 @@ import jax
 import numpy as np
 
 from jaxgen.data.source import Arrays, gather
-from jaxgen.errors import UserError
 from jaxgen.evaluate import Estimate, interval, per_example
 from jaxgen.metrics.memorization import Memorization, membership, memorization
 from jaxgen.report import Exhibit, grid
@@ -48,14 +47,9 @@ def images_audit(
 
     Returns:
       `(params, train, held_out, key) -> Audit`, of `image` uint8 [N, H, W, C].
-
-    Raises:
-      UserError: the count is too small.
     """
     if count is None:
         return None
-    if count < 10:
-        raise UserError(f"--copies {count}: expected at least 10 samples, or None")
     name = attack.removeprefix("-")
 
     def audit(params: Params, train: Arrays, held_out: Arrays, key: Key) -> Audit:

@@ -2,18 +2,20 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import jax
 import jax.numpy as jnp
 import optax
+from msgspec import Meta
 
-from jaxgen import privacy
+from jaxgen import privacy, ranges
 from jaxgen.data import Dataset, Spec, load_images
 from jaxgen.data.audio import load_audio
 from jaxgen.data.molecules import load_molecules
 from jaxgen.data.text import load_text
 from jaxgen.errors import UserError
+from jaxgen.ranges import Count, Index, NonNegative, Partial, Positive, Seed, Share, UpTo1k, UpTo1M, UpTo10k, Width
 from jaxgen.types import Private, PyTree
 
 
@@ -35,7 +37,7 @@ class ImageDataConfig(DataConfig):
 
     binarization: Literal["dynamic", "fixed", "none"] = "dynamic"
     """Pixels drawn anew at each step, drawn once, or left as they are."""
-    image_size: int | None = None
+    image_size: Annotated[int, Meta(ge=1, le=4_096)] | None = None
     """Height and width to which images are resized."""
 
     def load(self) -> Dataset:
@@ -57,7 +59,7 @@ class TextDataConfig(DataConfig):
     """tiny_shakespeare, python_source (Python's own code), or text:PATH for a file or folder of yours."""
     vocabulary: Literal["characters", "bytes", "bpe"] = "characters"
     """What a token is: a character of the text, a byte, or byte pairs often written together."""
-    vocabulary_size: int = 1024
+    vocabulary_size: Annotated[int, Meta(ge=256, le=65_536)] = 1024
     """How many tokens bpe learns, the 256 bytes among them."""
 
     def load(self, context: int) -> Dataset:
@@ -78,9 +80,9 @@ class AudioDataConfig(DataConfig):
 
     name: str = "notes"
     """notes (plucked strings, made here), spoken_digit, or audio:PATH for a folder of your WAV and FLAC files."""
-    sample_rate: int = 8_000
+    sample_rate: Annotated[int, Meta(ge=1_000, le=192_000)] = 8_000
     """Samples per second, to which recordings are converted."""
-    seconds: float | None = None
+    seconds: Annotated[float, Meta(gt=0, le=60)] | None = None
     """Of an example: what is longer is cut, what is shorter ends in silence (notes: 0.256, digits: 0.64, yours: 1)."""
     joint: bool = False
     """Label by pitch and brightness, or digit and speaker, instead of the first alone."""
@@ -105,9 +107,9 @@ class MoleculeDataConfig(DataConfig):
     """nci (5,000 that lie inside RDKit), qm9, zinc250k, or smiles:PATH for a file of yours."""
     representation: Literal["smiles", "selfies"] = "smiles"
     """How they are written; no SELFIES is invalid."""
-    spellings: int = 0
+    spellings: Annotated[int, Meta(ge=0, le=100)] = 0
     """Randomised SMILES of each training molecule that are trained on too."""
-    longest: int | None = None
+    longest: UpTo10k | None = None
     """Leave out molecules of more tokens than so many."""
 
     def load(self) -> Dataset:
@@ -128,32 +130,32 @@ class OptimizerConfig:
 
     name: Literal["adam", "muon"] = "adam"
     """Adam (Kingma & Ba 2015), or for kernels Muon (Jordan et al. 2024), whose steps get further and cost more."""
-    learning_rate: float = 1e-3
+    learning_rate: Positive = 1e-3
     """Step size at its highest."""
     schedule: Literal["constant", "cosine"] = "cosine"
     """How the step size goes on: as it is, or along half a cosine down to 0 at the last step."""
-    warmup_steps: int = 0
+    warmup_steps: Index = 0
     """Steps over which it rises linearly from 0."""
-    b1: float = 0.9
+    b1: Partial = 0.9
     """Decay of the first moment."""
-    b2: float = 0.999
+    b2: Partial = 0.999
     """Decay of the second moment."""
-    epsilon: float = 1e-8
+    epsilon: Positive = 1e-8
     """Added to the root of the second moment."""
-    final_rate: float = 0.0
+    final_rate: Share = 0.0
     """Where the cosine ends, as a share of the highest step size."""
-    weight_decay: float = 0.0
+    weight_decay: NonNegative = 0.0
     """Share of each kernel and embedding that a step of size 1 takes away (AdamW, Loshchilov & Hutter 2019)."""
-    clip_norm: float | None = None
+    clip_norm: Positive | None = None
     """Largest norm of a gradient; a longer one is scaled down to it."""
-    ema_decay: float | None = None
+    ema_decay: Partial | None = None
     """Decay of the moving average of the parameters that evaluation and sampling use; lower in the first steps t:
     (1 + t) / (10 + t)."""
-    noise_multiplier: float | None = None
+    noise_multiplier: NonNegative | None = None
     """Differentially private training (DP-SGD, Abadi et al. 2016): standard deviation of the noise on the sum of the
     examples' gradients, in units of --optimizer.example-norm. The noise comes from the operating system, not from
     --seed. None: not private."""
-    example_norm: float | None = None
+    example_norm: Positive | None = None
     """Clipping norm of the gradient of each example in private training."""
 
     @property
@@ -210,29 +212,29 @@ def _decays(params: PyTree) -> PyTree:
 class RunConfig:
     """How a run is watched and kept. None of it changes what is trained."""
 
-    log_every: int = 500
+    log_every: Count = 500
     """Steps between two lines of metrics."""
-    evaluate_every: int = 2_000
+    evaluate_every: Count = 2_000
     """Steps between two evaluations on held-out data, with pictures."""
-    checkpoint_every: int = 2_000
+    checkpoint_every: Count = 2_000
     """Steps between two checkpoints."""
-    keep: int = 2
+    keep: Count = 2
     """Checkpoints that stay, beside the one of the lowest held-out loss."""
     synchronous: bool = False
     """Wait until each checkpoint is written, instead of training on meanwhile."""
     guard: bool = True
     """Leave out steps whose loss or gradient is not finite."""
-    max_bad_steps: int = 20
+    max_bad_steps: Count = 20
     """Such steps in a row after which the run stops."""
     overwrite: bool = False
     """Start afresh: delete what an earlier run left in the folder."""
-    chunk: int = 50
+    chunk: UpTo10k = 50
     """Most steps in one dispatch to the device."""
     sharding: Literal["replicated", "fsdp"] = "replicated"
     """Parameters and optimiser state on every device, or split over them."""
     parallel: Literal["jit", "pmap", "shard_map"] = "jit"
     """Who splits the work over devices: the compiler, or a map over the parts of the batch."""
-    accumulate: int = 1
+    accumulate: Width = 1
     """Parts of a batch whose gradients are computed one after another: the same step in less memory."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of the networks' arithmetic; parameters, losses and the optimiser stay float32."""
@@ -240,9 +242,9 @@ class RunConfig:
     """Compute activations again in the backward pass instead of keeping them: less memory, more time."""
     coordinator: str | None = None
     """HOST:PORT of process 0, where several processes are not found by JAX itself (as Slurm's and Open MPI's are)."""
-    num_processes: int | None = None
+    num_processes: Count | None = None
     """How many processes make this run; 1 keeps it alone in any case."""
-    process_id: int | None = None
+    process_id: Index | None = None
     """Which of them this is, from 0."""
 
 
@@ -250,7 +252,7 @@ class RunConfig:
 class EvaluateConfig:
     """What is measured at the end of a run, and by `python -m jaxgen evaluate`: options of a family."""
 
-    delta: float | None = field(default=None, kw_only=True)
+    delta: Annotated[float, Meta(gt=0, lt=1)] | None = field(default=None, kw_only=True)
     """Delta of differential privacy, at which epsilon of private training is computed (default: the largest power of
     ten below 1 / training examples)."""
 
@@ -259,7 +261,7 @@ class EvaluateConfig:
 class ImageEvaluateConfig(EvaluateConfig):
     """What is measured of a model of images."""
 
-    copies: int | None = field(default=1_000, kw_only=True)
+    copies: Annotated[int, Meta(ge=10, le=1_000_000)] | None = field(default=1_000, kw_only=True)
     """Samples whose nearest training images are looked for, and images that are asked whether they were trained on:
     does the model copy? None: it is not asked."""
     features: bool = field(default=False, kw_only=True)
@@ -278,13 +280,13 @@ class Config:
 
     workdir: Path = Path("runs/experiment")
     """Run folder. Its default name ends in what other flags change. Rerun the command to resume."""
-    seed: int = 0
+    seed: Seed = 0
     """Of all that is random: parameters, order of the data, noise."""
-    seeds: int = 1
+    seeds: UpTo1k = 1
     """Train so many at once, of the seeds from --seed on; figures are then their mean and standard deviation."""
-    steps: int = 10_000
+    steps: Index = 10_000
     """Training steps."""
-    batch_size: int = 128
+    batch_size: UpTo1M = 128
     """Examples in one step."""
     data: DataConfig = field(default_factory=DataConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
@@ -310,39 +312,12 @@ def labels_asked(conditional: bool, label: int | None, n: int, labels: jax.Array
 
 
 def check(config: Config) -> None:
-    """Raises UserError where a number is out of its range."""
+    """Raises UserError where a field is out of its range, or two of them exclude each other."""
+    ranges.check(config)
     run, optimizer = config.run, config.optimizer
-    for flag, value, least in (
-        ("steps", config.steps, 0),
-        ("seed", config.seed, 0),
-        ("seeds", config.seeds, 1),
-        ("batch-size", config.batch_size, 1),
-        ("run.log-every", run.log_every, 1),
-        ("run.evaluate-every", run.evaluate_every, 1),
-        ("run.checkpoint-every", run.checkpoint_every, 1),
-        ("run.keep", run.keep, 1),
-        ("run.max-bad-steps", run.max_bad_steps, 1),
-        ("run.chunk", run.chunk, 1),
-        ("run.accumulate", run.accumulate, 1),
-        ("optimizer.warmup-steps", optimizer.warmup_steps, 0),
-        ("optimizer.weight-decay", optimizer.weight_decay, 0),
-        ("optimizer.final-rate", optimizer.final_rate, 0),
-    ):
-        if value < least:
-            raise UserError(f"--{flag} {value}: expected at least {least}")
-    if not optimizer.learning_rate > 0:
-        raise UserError(f"--optimizer.learning-rate {optimizer.learning_rate}: expected a number above 0")
-    if optimizer.clip_norm is not None and not optimizer.clip_norm > 0:
-        raise UserError(f"--optimizer.clip-norm {optimizer.clip_norm}: expected a number above 0, or None")
-    if optimizer.ema_decay is not None and not 0 <= optimizer.ema_decay < 1:
-        raise UserError(f"--optimizer.ema-decay {optimizer.ema_decay}: expected a number from 0 up to 1, or None")
     if (optimizer.noise_multiplier is None) != (optimizer.example_norm is None):
         raise UserError("--optimizer.noise-multiplier and --optimizer.example-norm: expected both of them, or neither")
     if optimizer.private:
-        if not optimizer.noise_multiplier >= 0:
-            raise UserError(f"--optimizer.noise-multiplier {optimizer.noise_multiplier}: expected at least 0, or None")
-        if not optimizer.example_norm > 0:
-            raise UserError(f"--optimizer.example-norm {optimizer.example_norm}: expected a number above 0")
         privacy.check(config.evaluate.delta)
     if config.seeds > 1 and run.parallel != "jit":
         raise UserError(f"--seeds {config.seeds} is trained under jit: leave out --run.parallel {run.parallel}")

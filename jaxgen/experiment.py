@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from jaxgen import log, parallel, privacy
+from jaxgen import log, parallel, privacy, ranges
 from jaxgen.audit import Audit
 from jaxgen.checkpoint import find, restore
 from jaxgen.config import Config
@@ -238,7 +238,8 @@ def in_batches(
 
 
 def built(build: Callable[[Any, Spec], Experiment], config: Config, spec: Spec) -> Experiment:
-    """`build(config, spec)`, whose complaints about values are the user's to mend."""
+    """`build(config, spec)` of a configuration in its ranges; a UserError where values do not fit each other."""
+    ranges.check(config)
     try:
         experiment = build(config, spec)
     except ValueError as error:

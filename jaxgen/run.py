@@ -24,7 +24,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from jaxgen import folder, log, parallel, privacy, processes, report
+from jaxgen import cli, folder, log, parallel, privacy, processes, report
 from jaxgen.card import card
 from jaxgen.checkpoint import Checkpoints, restore
 from jaxgen.config import Config, check
@@ -78,8 +78,6 @@ def main(
 
 def parse(name: str, doc: str, default: Config, named: Mapping[str, Config], args: list[str]) -> Config:
     """Flags to a configuration, whose folder is named after what they change unless --workdir names one."""
-    import tyro
-
     program = f"python -m experiments.{name}"
     if args and not args[0].startswith("-"):
         if args[0] not in named:
@@ -89,7 +87,7 @@ def parse(name: str, doc: str, default: Config, named: Mapping[str, Config], arg
         default, program, args = named[args[0]], f"{program} {args[0]}", args[1:]
     if named:
         doc += "\nNamed configurations, as an optional first word: " + ", ".join(named)
-    config = tyro.cli(type(default), prog=program, description=doc, default=default, args=args)
+    config = cli.parse(type(default), args, program=program, default=default, description=doc)
     named_by_user = any(word.partition("=")[0] == "--workdir" for word in args)
     return config if named_by_user else replace(config, workdir=folder.default_workdir(default, config))
 

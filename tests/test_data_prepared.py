@@ -113,12 +113,15 @@ def deep(folder):
         (lambda folder: edit(folder, name="../../etc"), "names that are none"),
         (lambda folder: edit(folder, splits=[{"name": "train", "shardLengths": ["7"]}]), "20 examples, expected 7"),
         (lambda folder: edit(folder, splits=[{"name": "train", "shardLengths": ["7"] * 3}]), "is missing"),
-        (lambda folder: edit(folder, splits=[{"name": "train", "shardLengths": ["9" * 30]}]), "20 examples, expected 999,9"),
+        (
+            lambda folder: edit(folder, splits=[{"name": "train", "shardLengths": ["9" * 30]}]),
+            "20 examples, expected 999,9",
+        ),
         (lambda folder: edit(folder, fileFormat="tfrecord"), "is stored as tfrecord, expected array_record"),
     ],
 )
 def test_damage_is_one_line(damage, match, tmp_path):
-    damage(folder := written(tmp_path, {"image": IMAGE, "label": LABEL}, ROWS))
+    damage(written(tmp_path, {"image": IMAGE, "label": LABEL}, ROWS))
     with pytest.raises(UserError, match=match) as error:
         load_images("shapes", data_dir=tmp_path)
     assert "\n" not in str(error.value)

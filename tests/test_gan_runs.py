@@ -99,7 +99,7 @@ def test_a_run_leaves_what_it_promises(whole, tmp_path, capsys):
     printed = capsys.readouterr().out
     for expected in ("kernel distance (mnist_5k classifier", "membership AUC (by discriminator real, 20", "copying: "):
         assert expected in printed
-    with pytest.raises(UserError, match="--copies 1: expected at least 10 samples, or None"):
+    with pytest.raises(UserError, match="--copies 1: expected at least 10, or None"):
         commands.main(["evaluate", str(config.workdir), "--copies", "1"])
     with pytest.raises(UserError, match=r"--evaluate.inception typo.npz: there is no such file"):
         train(gan_mnist, replace(config, evaluate=replace(config.evaluate, inception=Path("typo.npz"))))
@@ -183,8 +183,11 @@ def test_three_digits_are_judged_channel_by_channel(tmp_path, capsys):
         ({"model": gan_mnist.ModelConfig("hinge", augment_target=0.6)}, "nothing to steer"),
         ({"model": gan_mnist.ModelConfig(augment_target=0.6, augment=("cutout",))}, "wants a discriminator"),
         ({"data": flags.ImageDataConfig("mnist_5k", binarization="dynamic")}, "dynamic is for likelihoods"),
-        ({"sample": gan_mnist.SampleConfig(truncation=0.0)}, "--truncation 0.0: expected a number above 0"),
-        ({"evaluate": gan_mnist.EvaluateConfig(num_samples=1)}, "--num-samples 1: expected at least"),
+        (
+            {"sample": gan_mnist.SampleConfig(truncation=0.0)},
+            "--sample.truncation 0.0: expected a number above 0",
+        ),
+        ({"evaluate": gan_mnist.EvaluateConfig(num_samples=1)}, "--evaluate.num-samples 1: expected at least 10"),
         ({"run": flags.RunConfig(remat=True)}, "--run.remat is of residual blocks"),
         ({"data": flags.ImageDataConfig("mnist_5k", image_size=4, binarization="none")}, "at least 8x8"),
     ],

@@ -7,6 +7,7 @@ from typing import Any
 
 import tyro
 
+from jaxgen import cli
 from jaxgen.comparison import Run, page, table
 from jaxgen.errors import UserError
 from jaxgen.files import write_atomically
@@ -25,7 +26,7 @@ class Compare:
 def run(directory: Path, args: list[str]) -> None:
     from jaxgen.folder import followed
 
-    own = tyro.cli(Compare, prog=f"python -m jaxgen compare {directory}", args=args)
+    own = cli.parse(Compare, args, program=f"python -m jaxgen compare {directory}")
     directories = [directory, *map(followed, own.others)]
     if len(directories) < 2:
         raise UserError("compare needs at least two run folders: python -m jaxgen compare RUN RUN ...")

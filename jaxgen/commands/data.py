@@ -6,6 +6,8 @@ from typing import Annotated
 
 import tyro
 
+from jaxgen import cli
+
 
 @dataclass(frozen=True)
 class Prepare:
@@ -28,13 +30,13 @@ class Inception:
 def prepare(name: str, args: list[str]) -> None:
     from jaxgen.data.prepare import prepare
 
-    own = tyro.cli(Prepare, prog=f"python -m jaxgen data prepare {name}", args=args)
+    own = cli.parse(Prepare, args, program=f"python -m jaxgen data prepare {name}")
     print(f"{name} is prepared in {prepare(name, raw_dir=own.raw_dir, data_dir=own.data_dir)}")
 
 
 def inception(name: str, args: list[str]) -> None:
     from jaxgen.metrics.inception import convert_file
 
-    own = tyro.cli(Inception, prog=f"python -m jaxgen data inception {name}", args=args)
+    own = cli.parse(Inception, args, program=f"python -m jaxgen data inception {name}")
     convert_file(Path(name), own.out)
     print(f"{own.out}: for python -m jaxgen evaluate RUN --inception {own.out}")

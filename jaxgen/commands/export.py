@@ -8,6 +8,7 @@ from typing import Any
 from jaxgen.commands.flags import parse
 from jaxgen.commands.making import deliver, opened
 from jaxgen.errors import UserError
+from jaxgen.ranges import Index, UpTo1M
 
 
 @dataclass(frozen=True)
@@ -16,9 +17,9 @@ class Export:
 
     out: Path = Path("sampler.jaxexport")
     """The sampler's file; the weights go beside it, with the suffix .safetensors."""
-    num: int | None = None
+    num: UpTo1M | None = None
     """Make it draw just so many samples a call, where a model cannot be traced for any number."""
-    member: int = 0
+    member: Index = 0
     """Which model, of a run that trained several --seeds."""
     checkpoint: str = "latest"
     """Checkpoint to use: latest, best (of the lowest held-out loss) or a step."""
@@ -33,8 +34,6 @@ def run(directory: Path, args: list[str]) -> None:
 
     found = folder.load_run(directory)
     own, controls = parse(Export, found[-1].sample, f"export {directory}", args)
-    if own.num is not None and own.num < 1:
-        raise UserError(f"--num {own.num}: expected at least 1, or nothing for any number")
     if own.out.suffix == ".safetensors":
         raise UserError(f"--out {own.out}: the weights take this suffix, give the sampler another, such as .jaxexport")
     require_packages()

@@ -6,6 +6,7 @@ from typing import Any
 
 import tyro
 
+from jaxgen import cli
 from jaxgen.errors import UserError
 
 
@@ -13,7 +14,7 @@ def parse(own: type, options: Any, program: str, args: list[str]) -> tuple[Any, 
     """Flags of the command and those of the family, side by side."""
     flat = tyro.conf.OmitArgPrefixes
     both = make_dataclass("Flags", [("own", flat[own], own()), ("options", flat[type(options)], options)], frozen=True)
-    flags = tyro.cli(both, prog=f"python -m jaxgen {program}", description=own.__doc__, args=args)
+    flags = cli.parse(both, args, program=f"python -m jaxgen {program}", description=own.__doc__, flat=True)
     return flags.own, flags.options
 
 

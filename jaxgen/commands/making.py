@@ -53,16 +53,14 @@ def opened(
       step: the last that is wished for.
 
     Raises:
-      UserError: a flag is out of its range, or there is no checkpoint.
+      UserError: there is no such member, or there is no checkpoint.
     """
     from jaxgen.checkpoint import digest
     from jaxgen.experiment import built, members, restore_params
     from jaxgen.run import cache_compilations
 
     record, module, config = run
-    if seed < 0:
-        raise UserError(f"--seed {seed}: expected at least 0")
-    if not 0 <= member < config.seeds:
+    if member >= config.seeds:
         raise UserError(
             f"--member {member}: expected 0 to {config.seeds - 1}, since the run has --seeds {config.seeds}"
         )

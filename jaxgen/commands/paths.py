@@ -14,26 +14,29 @@ from typing import Annotated, Any
 
 import numpy as np
 import tyro
+from msgspec import Meta
 
+from jaxgen import cli
 from jaxgen.commands.flags import trained_on
 from jaxgen.commands.making import Files, Trained, make
 from jaxgen.errors import UserError
 from jaxgen.interpolation import spherical, straight
+from jaxgen.ranges import Finite, Index, Positive, Seed, UpTo10k
 
 
 @dataclass(frozen=True)
 class Flags:
     """What the three have in common."""
 
-    steps: int = 10
+    steps: Annotated[int, Meta(ge=2, le=10_000)] = 10
     """Stations of a path, its ends among them."""
-    label: int | None = None
+    label: Index | None = None
     """Class that all are given, of a conditional model (default: that of the example, or all in turn)."""
     out: Path | None = None
     """The file to write; one that ends in .gif or .webp is an animation, there and back."""
-    seed: int = 0
+    seed: Seed = 0
     """Of random latents."""
-    member: int = 0
+    member: Index = 0
     """Which model, of a run that trained several --seeds."""
     checkpoint: str = "latest"
     """Checkpoint to use: latest, best (of the lowest held-out loss) or a step."""
@@ -45,9 +48,9 @@ class Flags:
 class Interpolate(Flags):
     """Paths from random latents to others, or from held-out examples to others."""
 
-    num: int = 8
+    num: UpTo10k = 8
     """Paths between random latents."""
-    examples: tuple[int, ...] = ()
+    examples: tuple[Index, ...] = ()
     """Held-out examples by their number: a path from the first to the second, from the third to the fourth, ..."""
 
 
@@ -55,11 +58,11 @@ class Interpolate(Flags):
 class Traverse(Flags):
     """One latent dimension at a time, a row each, while the others stay as they are."""
 
-    dims: tuple[int, ...] = ()
+    dims: tuple[Index, ...] = ()
     """Which, counted from 0 (default: the ten that vary most over held-out examples; without an encoder the first)."""
-    span: float = 3.0
+    span: Positive = 3.0
     """From so far below zero to as far above it."""
-    example: int | None = None
+    example: Index | None = None
     """The held-out example that the others are of (default: random latents, or what most examples have)."""
 
 
@@ -67,13 +70,13 @@ class Traverse(Flags):
 class Arithmetic(Flags):
     """Held-out examples of one label, moved by the difference of the mean latents of two labels."""
 
-    minus: int = 0
+    minus: Index = 0
     """Label that is taken away."""
-    plus: int = 1
+    plus: Index = 1
     """Label that is added."""
-    num: int = 8
+    num: UpTo10k = 8
     """Examples."""
-    scale: float = 1.0
+    scale: Finite = 1.0
     """How far: 1 is the whole difference."""
 
 
@@ -81,8 +84,6 @@ def interpolate(trained: Trained, own: Interpolate) -> Files:
     """Along great circles where latents are normal, whose mass lies on a shell (White 2016), else straight."""
     latents, t = _latents(trained, own), np.linspace(0, 1, own.steps)
     if not own.examples:
-        if own.num < 1:
-            raise UserError(f"--num {own.num}: expected at least 1")
         z = np.asarray(latents.prior(trained.key, 2 * own.num))
         ends, labels = z.reshape(own.num, 2, -1), _in_turn(trained, own.num)
     else:
@@ -96,8 +97,6 @@ def interpolate(trained: Trained, own: Interpolate) -> Files:
 
 def traverse(trained: Trained, own: Traverse) -> Files:
     latents = _latents(trained, own)
-    if not own.span > 0:
-        raise UserError(f"--span {own.span}: expected a number above 0")
     label = _in_turn(trained, 1)
     if latents.encode is None:
         if own.example is not None:
@@ -121,8 +120,6 @@ def arithmetic(trained: Trained, own: Arithmetic) -> Files:
     _latents(trained, own)
     if not trained.record.data.classes:
         raise UserError(f"{trained.record.data.name} has no labels: arithmetic wants some")
-    if own.num < 1:
-        raise UserError(f"--num {own.num}: expected at least 1")
     z, labels = _encoded(trained, own, rows=None)
     means = {}
     for flag, label in (("--minus", own.minus), ("--plus", own.plus)):
@@ -144,8 +141,6 @@ def _latents(trained: Trained, own: Flags) -> Any:
             f"{trained.record.experiment} has no latents to move in: this is for variational autoencoders and "
             "generative adversarial networks"
         )
-    if own.steps < 2:
-        raise UserError(f"--steps {own.steps}: expected at least 2")
     if own.label is not None:
         if not latents.conditional:
             raise UserError("--label is for conditional models: train one with --model.conditional")
@@ -212,7 +207,7 @@ def _command(
     from jaxgen import folder
 
     run = folder.load_run(directory)
-    own = tyro.cli(flags, prog=f"python -m jaxgen {name} {directory}", args=args)
+    own = cli.parse(flags, args, program=f"python -m jaxgen {name} {directory}")
     make(name, run, own, run[-1].sample, files_of)
 
 

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import tyro
 
+from jaxgen import cli
 from jaxgen.commands.flags import trained_on
 
 
@@ -23,6 +24,6 @@ def run(directory: Path, args: list[str]) -> None:
     from jaxgen.run import replay as rerun
 
     record, module, config = folder.load_run(directory)
-    own = tyro.cli(Replay, prog=f"python -m jaxgen replay {directory}", args=args)
+    own = cli.parse(Replay, args, program=f"python -m jaxgen replay {directory}")
     config, data = trained_on(record, module, config, own.data_dir)
     print(rerun(config, built(module.build, config, record.data), data))

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import tyro
 
+from jaxgen import cli
 from jaxgen.commands.making import Files, Trained, opened
 from jaxgen.errors import UserError
 
@@ -34,7 +34,7 @@ def run(path: Path, args: list[str], makers: Mapping[str, tuple[type, Callable[[
     from jaxgen.files import write_atomically
     from jaxgen.provenance import stamp_of, stamped
 
-    own = tyro.cli(Flags, prog=f"python -m jaxgen reproduce {path}", args=args)
+    own = cli.parse(Flags, args, program=f"python -m jaxgen reproduce {path}")
     try:
         content = path.read_bytes()
     except OSError as error:

@@ -5,21 +5,21 @@ from pathlib import Path
 
 from jaxgen.commands.flags import parse
 from jaxgen.commands.making import Files, Trained, deliver, opened, stamps
-from jaxgen.errors import UserError
+from jaxgen.ranges import Index, Seed, UpTo1M
 
 
 @dataclass(frozen=True)
 class Flags:
     """Draw samples."""
 
-    num: int | None = None
+    num: UpTo1M | None = None
     """How many (default: 64, or 1 where samples are texts)."""
     out: Path | None = None
     """The file to write (default: samples.png, or .wav; texts and tables go to the terminal), or a folder for a file of
     each."""
-    seed: int = 0
+    seed: Seed = 0
     """The same seed gives the same samples."""
-    member: int = 0
+    member: Index = 0
     """Which model, of a run that trained several --seeds."""
     checkpoint: str = "latest"
     """Checkpoint to use: latest, best (of the lowest held-out loss) or a step."""
@@ -49,8 +49,6 @@ def run(directory: Path, args: list[str]) -> None:
 
     found = folder.load_run(directory)
     own, controls = parse(Flags, found[-1].sample, f"sample {directory}", args)
-    if own.num is not None and own.num < 1:
-        raise UserError(f"--num {own.num}: expected at least 1")
     trained = opened(found, controls, member=own.member, seed=own.seed, checkpoint=own.checkpoint)
     stream = trained.experiment.stream
     if stream and own.out is None and own.num in (None, 1):

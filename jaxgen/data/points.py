@@ -25,7 +25,7 @@ def centers(name: str) -> np.ndarray:
 
 
 def load_points(name: str, *, count: int = 100_000, sigma: float | None = None) -> Dataset:
-    """Draws from a mixture of equally likely Gaussians (Lin et al. 2018, PacGAN, section 4.1), the same in every run.
+    """UpTo1M from a mixture of equally likely Gaussians (Lin et al. 2018, PacGAN, section 4.1), the same in every run.
 
     Entries are {"point": float32 [N, 2], "label": int32 [N]}, the label being the mode; 10,000 are for testing.
 
