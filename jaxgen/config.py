@@ -61,6 +61,8 @@ class TextDataConfig(DataConfig):
     """What a token is: a character of the text, a byte, or byte pairs often written together."""
     vocabulary_size: Annotated[int, Meta(ge=256, le=65_536)] = 1024
     """How many tokens bpe learns, the 256 bytes among them."""
+    column: str | None = None
+    """Column of texts in a table of text:PATH (CSV, TSV, JSON lines, or Parquet with the package pyarrow)."""
 
     def load(self, context: int) -> Dataset:
         """The text, in memory: windows of that many tokens and one more."""
@@ -71,6 +73,7 @@ class TextDataConfig(DataConfig):
             vocabulary=self.vocabulary,
             vocabulary_size=self.vocabulary_size,
             context=context,
+            column=self.column,
         )
 
 

@@ -28,6 +28,7 @@ from jaxgen import cli, folder, log, parallel, privacy, processes, report
 from jaxgen.card import card
 from jaxgen.checkpoint import Checkpoints, restore
 from jaxgen.config import Config, check
+from jaxgen.data.reading import utf8
 from jaxgen.data.source import Arrays, Dataset, Spec, batch_indices, gather
 from jaxgen.errors import UserError
 from jaxgen.evaluate import Estimate
@@ -71,9 +72,10 @@ def main(
     """
     name = Path(file).stem
     with errors_in_one_line():
-        config = parse(name, sys.modules[build.__module__].__doc__ or "", default, named or {}, sys.argv[1:])
+        arguments = [utf8(word) for word in sys.argv[1:]]  # a run's record is in UTF-8
+        config = parse(name, sys.modules[build.__module__].__doc__ or "", default, named or {}, arguments)
         processes.start(config.run.coordinator, config.run.num_processes, config.run.process_id)
-        run(config, load, build, name, shlex.join(["python", *sys.orig_argv[1:]]))
+        run(config, load, build, name, shlex.join(["python", *map(utf8, sys.orig_argv[1:])]))
 
 
 def parse(name: str, doc: str, default: Config, named: Mapping[str, Config], args: list[str]) -> Config:

@@ -1,6 +1,10 @@
+import csv
+import gzip
 import hashlib
 import importlib.util
+import io
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -252,30 +256,122 @@ def test_a_folder_of_texts_in_the_order_of_their_paths(tmp_path):
     files = {"b/x.md": "second", "a.txt": "first ", "b/y.PY": "third\r\n", "c/z/z.txt": "日"}
     for file, text in files.items():
         written(tmp_path, text, file)
-    for other in ("0.bin", ".git/x.txt", "b/.hidden.txt", "c/z.rst"):
+    for other in ("0.bin", ".git/x.txt", "b/.hidden.txt", "c/z.rst", "__MACOSX/a.txt"):
         written(tmp_path, "not this", other)
     (tmp_path / "d.txt").mkdir()
     data = load_text(f"text:{tmp_path}", vocabulary="bytes", context=1)
-    text = "first \nsecond\nthird\r\n\n日"
+    text = "first \nsecond\nthird\n\n日"
     tokens = [*data.train["tokens"][:, 0], data.train["tokens"][-1, -1], *data.test["tokens"][:, 0]]
     assert vocabulary(data.vocabulary).decode([*tokens, data.test["tokens"][-1, -1]]) == text
     assert data.source == f"4 files in {tmp_path}"
     assert data.name == f"text:{tmp_path}"
+    assert data.notice == (
+        "CR or CRLF line ends replaced by LF (y.PY); left out 3 hidden or of the system (.git, __MACOSX, "
+        "b/.hidden.txt); 2 of other formats (0.bin, c/z.rst)"
+    )
 
 
-def test_what_is_not_utf8_is_named_with_its_place(tmp_path):
-    file = tmp_path / "latin.txt"
-    file.write_bytes("日 caf".encode() + b"\xe9 au lait")
-    for name in (f"text:{file}", f"text:{tmp_path}"):
-        with pytest.raises(UserError, match=f"{file} is not UTF-8: byte 7 is 0xe9"):
-            load_text(name)
+def text_of(name, **options):
+    data = load_text(name, vocabulary="bytes", context=1, **options)
+    tokens = [*data.train["tokens"][:, 0], data.train["tokens"][-1, -1], *data.test["tokens"][:, 0]]
+    return vocabulary(data.vocabulary).decode([*tokens, data.test["tokens"][-1, -1]]), data.notice
+
+
+MARK, ENDS = "byte-order mark removed", "CR or CRLF line ends replaced by LF"
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (TEXT.encode(), None),
+        (TEXT.encode("utf-8-sig"), f"{MARK} (a.txt)"),
+        (TEXT.replace("\n", "\r\n").encode(), f"{ENDS} (a.txt)"),
+        (TEXT.replace("\n", "\r").encode("utf-8-sig"), f"{MARK} (a.txt); {ENDS} (a.txt)"),
+        (
+            "\ufeff".encode("utf-16-le") + TEXT.replace("\n", "\r\n").encode("utf-16-le"),
+            f"{MARK} (a.txt); {ENDS} (a.txt)",
+        ),
+        (("\ufeff" + TEXT).encode("utf-16-be"), f"{MARK} (a.txt)"),
+        (TEXT.encode("utf-32"), f"{MARK} (a.txt)"),
+        (gzip.compress(TEXT.encode()), None),
+        (gzip.compress(TEXT[:500].encode()) + gzip.compress(TEXT[500:].encode()), None),
+    ],
+)
+def test_text_is_normalized_and_that_is_said(content, expected, tmp_path):
+    (tmp_path / "a.txt").write_bytes(content)
+    assert text_of(f"text:{tmp_path}/a.txt") == text_of(f"text:{tmp_path}") == (TEXT, expected)
+
+
+def test_names_that_are_not_utf8(tmp_path):
+    folder = os.fsencode(tmp_path / "caf") + b"\xe9"
+    os.mkdir(folder)
+    with open(folder + b"/th\xe9.txt", "wb") as file:
+        file.write(TEXT.replace("\n", "\r\n").encode())
+    for name in ("", "/" + os.fsdecode(b"th\xe9.txt")):
+        data = load_text(f"text:{os.fsdecode(folder)}{name}", context=1)
+        assert data.notice == rf"{ENDS} (th\xe9.txt)"
+        assert r"caf\xe9" in data.source
+    data = load_text(f"text:{tmp_path}", context=1)
+    assert data.source == f"1 files in {tmp_path}"
+
+
+def rows_of(kind, texts):
+    """A table of an identifier and texts, in one of the formats."""
+    if kind == "jsonl":
+        return "".join(f"{json.dumps({'id': i, 'Text': one})}\n\n" for i, one in enumerate(texts)).encode()
+    if kind == "parquet":
+        pyarrow = pytest.importorskip("pyarrow", reason="needs the package pyarrow")
+        pytest.importorskip("pyarrow.parquet", reason="needs the package pyarrow")
+        file = io.BytesIO()
+        pyarrow.parquet.write_table(pyarrow.table({"id": list(range(len(texts))), "Text": texts}), file)
+        return file.getvalue()
+    file = io.StringIO()
+    delimiter = {"csv": ",", "semicolons.csv": ";", "tsv": "\t"}[kind]
+    csv.writer(file, delimiter=delimiter).writerows([["id", "Text"], *enumerate(texts)])
+    return file.getvalue().encode()
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("kind", ["csv", "semicolons.csv", "tsv", "jsonl", "parquet"])
+def test_a_column_of_a_table(kind, packed, tmp_path):
+    texts = ['first, or "1"', "two\nlines;\tand", None, "日" * 131_073]
+    content = rows_of(kind, texts)
+    path = tmp_path / (f"a.{kind}.gz" if packed else f"a.{kind}")
+    path.write_bytes(gzip.compress(content) if packed else content)
+    (tmp_path / "b.txt").write_text("not a table")
+    expected = 'first, or "1"\ntwo\nlines;\tand\n' + "日" * 131_073
+    said = "column text: left out 1 of 4 cells, which hold no text"
+    assert text_of(f"text:{path}", column="text") == (expected, said)
+    assert text_of(f"text:{tmp_path}", column="text") == (expected, f"{said}; left out 1 of other formats (b.txt)")
+    with pytest.raises(UserError, match=r"--data.column texts: .* no such column, did you mean Text\? Its columns: id"):
+        load_text(f"text:{path}", column="texts")
+
+
+def test_a_table_read_as_plain_text_says_so(tmp_path):
+    name = written(tmp_path, TEXT, "a.csv")
+    assert load_text(name).notice == "read as plain text: --data.column NAME reads one column of this table"
+    with pytest.raises(UserError, match=r"--data.column x: tiny_shakespeare is no table"):
+        load_text("tiny_shakespeare", column="x")
+    with pytest.raises(UserError, match=r"--data.column x: expected a table \(.csv, .tsv, .jsonl, .ndjson, .parquet\)"):
+        load_text(written(tmp_path), column="x")
+    with pytest.raises(UserError, match=r"expected files \(.csv, .* found none"):
+        load_text(written(tmp_path / "b").removesuffix("/text.txt"), column="x")
+
+
+def test_parquet_wants_a_column_and_a_package(tmp_path, monkeypatch):
+    (tmp_path / "a.parquet").write_bytes(rows_of("parquet", ["a"]))
+    with pytest.raises(UserError, match=r"is a table: name one of its columns with --data.column. Its columns: id"):
+        load_text(f"text:{tmp_path}/a.parquet")
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(UserError, match=r"Parquet needs the package pyarrow .* or convert the file to CSV: duckdb -c"):
+        load_text(f"text:{tmp_path}/a.parquet", column="text")
 
 
 def test_texts_that_are_not_there(tmp_path):
-    with pytest.raises(UserError, match=f"there is no {tmp_path}/nowhere"):
+    with pytest.raises(UserError, match=rf"cannot read {tmp_path}/nowhere \(No such file"):
         load_text(f"text:{tmp_path}/nowhere")
     written(tmp_path, "a picture", "a.png")
-    with pytest.raises(UserError, match=rf"expected texts \(.txt, .md, .py\) in {tmp_path}, found none"):
+    with pytest.raises(UserError, match=rf"expected files \(.txt, .md, .py\) in {tmp_path}, found none"):
         load_text(f"text:{tmp_path}")
 
 

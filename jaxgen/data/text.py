@@ -8,15 +8,19 @@ from pathlib import Path
 
 import numpy as np
 
+from jaxgen.data import reading
 from jaxgen.data.catalogue import RAW_TEXT
 from jaxgen.data.prepare import UnavailableError, fetch
 from jaxgen.data.prepared import describe, examples, readable
+from jaxgen.data.reading import MOST, PARQUET, TABLES, decoded, path_of, read, suffix_of
 from jaxgen.data.source import Arrays, Dataset
 from jaxgen.data.vocabulary import bpe, byte, characters
 from jaxgen.data.vocabulary import vocabulary as rebuilt
+from jaxgen.data.walk import files_below, left_out_notice, shown
 from jaxgen.errors import UserError
 
 NAMES = ("tiny_shakespeare", "python_source")
+TEXTS = (".txt", ".md", ".py")
 
 
 def load_text(
@@ -27,6 +31,7 @@ def load_text(
     vocabulary: str = "characters",
     vocabulary_size: int = 1024,
     context: int = 64,
+    column: str | None = None,
 ) -> Dataset:
     """Load a text; `python_source` with a notice where a downloadable one cannot be had.
 
@@ -38,20 +43,26 @@ def load_text(
 
     Args:
       name: `tiny_shakespeare` (downloaded and prepared when it is not yet), `python_source` (the standard library of
-        the Python that runs this), or `text:PATH` (a file in UTF-8, or all .txt, .md and .py files below a folder).
+        the Python that runs this), or `text:PATH` (a file, or all .txt, .md and .py files below a folder, plain or
+        gzipped, in UTF-8 or in UTF-16 with a byte-order mark; line ends become LF).
       data_dir: folder of TFDS's prepared data sets; None: TFDS's default.
       strict: a UserError instead of falling back to `python_source`.
       vocabulary: "characters" that occur in the text, "bytes", or "bpe", byte pairs learnt from what is trained on.
       vocabulary_size: tokens of "bpe".
       context: tokens that the last one of a window is predicted from.
+      column: of `text:PATH`, the column of texts in a table, or in all tables below a folder, of the formats
+        `jaxgen.data.reading.TABLES`; its cells are joined by line breaks. None: files are plain text.
 
     Raises:
-      UserError: unknown or unreadable text, not UTF-8, shorter than a window; a vocabulary that cannot be.
+      UserError: unknown or unreadable text, not UTF-8, larger than 1 GiB, shorter than a window; a vocabulary that
+        cannot be; a column of what is no table.
     """
     if vocabulary not in ("characters", "bytes", "bpe"):
         raise UserError(f"unknown --data.vocabulary {vocabulary!r}: expected characters, bytes or bpe")
     if context < 1:
         raise UserError(f"a context of {context} tokens: expected at least 1")
+    if column is not None and not name.startswith("text:"):
+        raise UserError(f"--data.column {column}: {name} is no table; leave it out, or use text:PATH")
 
     notice = None
     if name == "tiny_shakespeare":
@@ -66,7 +77,7 @@ def load_text(
     elif name == "python_source":
         text, source = _python_source()
     elif name.startswith("text:"):
-        text, source = _files(name)
+        text, source, notice = _files(name, column)
     else:
         raise _unknown(name)
 
@@ -108,7 +119,7 @@ def _unknown(name: str) -> UserError:
     return UserError(
         f"unknown text {name!r}"
         + (f", did you mean {' or '.join(close)}?" if close else ":")
-        + f" Expected {', '.join(NAMES)}, or text:PATH for a file in UTF-8 or a folder of .txt, .md and .py files"
+        + f" Expected {', '.join(NAMES)}, or text:PATH for a file of text or a folder of .txt, .md and .py files"
     )
 
 
@@ -127,41 +138,53 @@ def _python_source() -> tuple[str, str]:
     version = platform.python_version()
     if not paths:
         raise UserError(f"python_source: the standard library of this Python {version} lies in no files: use text:PATH")
-    return _joined(paths), (
+    return _joined(paths, None)[0], (
         f"{len(paths)} modules of the standard library of Python {version} (PSF License Agreement, "
         "https://docs.python.org/3/license.html)"
     )
 
 
-def _files(name: str) -> tuple[str, str]:
-    """A file, or those of texts below a folder in the order of their paths."""
-    root = Path(name.removeprefix("text:")).expanduser()
-    if root.is_file():
-        return _joined([root]), f"{root.resolve()}"
+def _files(name: str, column: str | None) -> tuple[str, str, str | None]:
+    """Return the text of a file, or of those below a folder in the order of their paths; its source and a notice."""
+    root = path_of(name)
     if not root.is_dir():
-        raise UserError(f"{name}: there is no {root}; expected text:PATH with the path of a file or folder")
-    paths = sorted(
-        path.relative_to(root)
-        for path in root.rglob("*")
-        if path.suffix.lower() in (".txt", ".md", ".py") and path.is_file()
-    )
-    paths = [root / path for path in paths if not any(part.startswith(".") for part in path.parts)]
+        text, notes = _joined([root], column)
+        if column is None and suffix_of(root) in TABLES:
+            notes.append("read as plain text: --data.column NAME reads one column of this table")
+        return text, shown(root.resolve()), "; ".join(notes) or None
+    formats = TEXTS if column is None else TABLES
+    found, left_out = files_below(root, (*formats, ".gz"))
+    paths = [path for path in found if suffix_of(path) in formats]
+    others = [shown(path) for path in found if suffix_of(path) not in formats]
+    if others:
+        left_out["of other formats"] = [*left_out.get("of other formats", []), *others]
     if not paths:
-        raise UserError(f"{name}: expected texts (.txt, .md, .py) in {root}, found none")
-    return _joined(paths), f"{len(paths)} files in {root.resolve()}"
+        raise UserError(f"{shown(name)}: expected files ({', '.join(formats)}) in {shown(root)}, found none")
+    text, notes = _joined([root / path for path in paths], column)
+    notes += filter(None, [left_out_notice(left_out)])
+    return text, f"{len(paths)} files in {shown(root.resolve())}", "; ".join(notes) or None
 
 
-def _joined(paths: list[Path]) -> str:
-    return "\n".join(map(_read, paths))
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_bytes().decode()
-    except OSError as error:
-        raise UserError(f"cannot read {path} ({error.strerror}): make it readable, or choose another text") from error
-    except UnicodeDecodeError as error:
-        raise UserError(
-            f"{path} is not UTF-8: byte {error.start} is 0x{error.object[error.start]:02x}; convert it to UTF-8, or "
-            "leave it out"
-        ) from error
+def _joined(paths: list[Path], column: str | None) -> tuple[str, list[str]]:
+    """Return the texts of all files, joined by line breaks, and what was normalized or left out, as notes."""
+    texts: list[str] = []
+    changed: dict[str, list[str]] = {}
+    total = cells = empty = 0
+    for path in paths:
+        content = read(path)
+        total += len(content)
+        if total > MOST:
+            raise UserError(f"{shown(path)}: with this file, texts are larger than {MOST:,} bytes; choose fewer files")
+        if column is None and suffix_of(path) != PARQUET:
+            text, changes = decoded(content, path)
+            texts.append(text)
+            for change in changes:
+                changed.setdefault(change, []).append(shown(path.name))
+        else:
+            values = [value for _, value in reading.column(content, path, column)]
+            texts += filter(None, values)
+            cells, empty = cells + len(values), empty + sum(not value for value in values)
+    notes = [f"{what} ({', '.join(names[:3])}{', ...' * (len(names) > 3)})" for what, names in changed.items()]
+    if empty:
+        notes.append(f"column {column}: left out {empty:,} of {cells:,} cells, which hold no text")
+    return "\n".join(texts), notes
