@@ -83,7 +83,7 @@ def test_samples_are_reproduced_bit_for_bit(name, run_of, tmp_path, capsys):
     out = tmp_path / SAMPLES[name]
     jaxgen("sample", run_of(name), "--num", 3, "--seed", 5, "--out", out)
     for path in tmp_path.iterdir():  # the picture beside a table too
-        jaxgen("reproduce", path)
+        jaxgen("reproduce", path, "--trust")
     assert "reproduced, bit for bit" in capsys.readouterr().out
     found = stamp_of(out.suffix, out.read_bytes())
     assert (found.command, found.flags["seed"], found.flags["num"], found.step) == ("sample", 5, 3, 0)
@@ -95,18 +95,18 @@ def test_samples_are_reproduced_bit_for_bit(name, run_of, tmp_path, capsys):
 def test_paths_are_reproduced_bit_for_bit(name, run_of, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     jaxgen("interpolate", run_of(name), "--num", 2, "--steps", 3)
-    jaxgen("traverse", run_of(name), "--dims", 0, 1, "--steps", 3)
+    jaxgen("traverse", run_of(name), "--dims", 0, 1, "--steps", 3, "--trust")
     made = list(tmp_path.iterdir())
     assert {path.stem for path in made} == {"interpolate", "traverse"}
     for path in made:
-        jaxgen("reproduce", path)
+        jaxgen("reproduce", path, "--trust")
 
 
 @pytest.mark.parametrize("suffix", [".gif", ".webp"])
 def test_an_animation_goes_there_and_back(suffix, run_of, tmp_path):
     out = tmp_path / f"a{suffix}"
     jaxgen("interpolate", run_of("vae_mnist"), "--steps", 4, "--num", 3, "--out", out)
-    jaxgen("reproduce", out)
+    jaxgen("reproduce", out, "--trust")
     with Image.open(out) as animation:
         frames = []
         for i in range(animation.n_frames):
@@ -120,7 +120,7 @@ def test_an_animation_goes_there_and_back(suffix, run_of, tmp_path):
 def test_a_name_without_an_end_gets_one(run_of, tmp_path):
     jaxgen("interpolate", run_of("vae_mnist"), "--num", 2, "--steps", 3, "--out", tmp_path / "paths")
     assert [path.name for path in tmp_path.iterdir()] == ["paths.png"]
-    jaxgen("reproduce", tmp_path / "paths.png")
+    jaxgen("reproduce", tmp_path / "paths.png", "--trust")
 
 
 def test_a_path_begins_and_ends_with_its_examples(run_of, tmp_path):
@@ -162,7 +162,7 @@ def test_traversal_moves_one_latent(run_of, tmp_path):
 def test_arithmetic_adds_the_difference_of_means(run_of, tmp_path):
     out = tmp_path / "sum.png"
     jaxgen("arithmetic", run_of("vae_mnist"), "--minus", 3, "--plus", 8, "--num", 2, "--steps", 4, "--out", out)
-    jaxgen("reproduce", out)
+    jaxgen("reproduce", out, "--trust")
     jaxgen("arithmetic", run_of("vae_mnist"), "--minus", 3, "--plus", 3, "--num", 2, "--steps", 4, "--out", out)
     same = np.asarray(Image.open(out))[::2, ::2]
     np.testing.assert_array_equal(same[:, :28], same[:, 30:58])  # nothing is added
@@ -281,19 +281,19 @@ def test_what_is_not_the_same_any_more_is_named(run_of, tmp_path, monkeypatch):
         return path
 
     with pytest.raises(UserError, match=r"comes out differently .*with the same packages and device"):
-        jaxgen("reproduce", edited())
+        jaxgen("reproduce", edited(), "--trust")
     with pytest.raises(UserError, match=r"comes out differently .*jax was 0\.1, is "):
-        jaxgen("reproduce", edited(versions=json.loads(text)["versions"] | {"jax": "0.1"}))
+        jaxgen("reproduce", edited(versions=json.loads(text)["versions"] | {"jax": "0.1"}), "--trust")
     with pytest.raises(UserError, match=r"was made by the checkpoint 000 of step 0, .*: the model is another"):
-        jaxgen("reproduce", edited(checkpoint="000"))
+        jaxgen("reproduce", edited(checkpoint="000"), "--trust")
     with pytest.raises(UserError, match="is of the experiment 'gan_toy'"):
-        jaxgen("reproduce", edited(experiment="gan_toy"))
+        jaxgen("reproduce", edited(experiment="gan_toy"), "--trust")
     with pytest.raises(UserError, match="was made by 'paint', which makes no files today"):
-        jaxgen("reproduce", edited(command="paint"))
+        jaxgen("reproduce", edited(command="paint"), "--trust")
     with pytest.raises(UserError, match="flags that sample does not have today"):
-        jaxgen("reproduce", edited(flags={"num": "many"}))
+        jaxgen("reproduce", edited(flags={"num": "many"}), "--trust")
     with pytest.raises(UserError, match="is not a run folder"):
-        jaxgen("reproduce", edited(run=str(tmp_path / "gone")))
+        jaxgen("reproduce", edited(run=str(tmp_path / "gone")), "--trust")
     with pytest.raises(UserError, match="cannot read"):
         jaxgen("reproduce", tmp_path / "none.png")
     (tmp_path / "a.jpg").write_bytes(b"")
@@ -303,3 +303,41 @@ def test_what_is_not_the_same_any_more_is_named(run_of, tmp_path, monkeypatch):
     moved.write_bytes(out.read_bytes())
     jaxgen("reproduce", moved, "--run", run, "--out", tmp_path / "again.png")
     assert (tmp_path / "again.png").read_bytes() == out.read_bytes()
+
+
+def test_a_stamp_outside_the_working_directory_is_confirmed(run_of, tmp_path, monkeypatch, capsys):
+    run, out = run_of("vae_mnist"), tmp_path / "a.png"
+    jaxgen("sample", run, "--num", 2, "--out", out)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=f"run folder {re.escape(str(run))} made it, which does not lie below the"):
+        jaxgen("reproduce", out)
+    jaxgen("reproduce", out, "--run", run)
+    jaxgen("reproduce", out, "--trust")
+    monkeypatch.chdir(run.parent)
+    jaxgen("reproduce", out)
+    assert capsys.readouterr().out.count("bit for bit") == 3
+
+
+@pytest.mark.parametrize("named", [{"name": "mnist_5k", "dir": "/elsewhere"}, {"name": "folder:/elsewhere"}])
+def test_no_command_reads_data_from_where_a_run_folder_says(named, run_of, tmp_path, capsys):
+    """Until they are told to."""
+    import shutil
+
+    run, out = tmp_path / "run", tmp_path / "a.png"
+    shutil.copytree(run_of("vae_mnist"), run)
+    record = json.loads((run / "config.json").read_text())
+    record["config"]["data"] |= named
+    record["data"]["name"] = named["name"]
+    (run / "config.json").write_text(json.dumps(record))
+    message = r"config.json names --data.(dir|name) (folder:)?/elsewhere: repeat this flag, or give --trust"
+    (run / "replay.json").write_text('{"step": 0}')
+    for command in (["evaluate", run], ["replay", run], ["interpolate", run, "--examples", 0, 1]):
+        with pytest.raises(UserError, match=message):
+            jaxgen(*command)
+    flags = ["--data.dir", tmp_path] if "dir" in named else ["--data.name", "mnist_5k"]
+    for which in (flags, *(["--trust"] for _ in [0] if "dir" in named)):
+        jaxgen("interpolate", run, "--examples", 0, 1, "--out", out, *which)
+    assert out.exists()
+    jaxgen("reproduce", out, "--run", run, *flags)
+    with pytest.raises(UserError, match=message):  # what the file says of data is no word of the user's
+        jaxgen("reproduce", out, "--run", run)

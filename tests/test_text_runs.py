@@ -66,7 +66,7 @@ def test_a_run_leaves_what_it_promises_and_writes_on(config, capsys, tmp_path):
     commands.main(["sample", folder, "--num", "2", "--out", str(tmp_path / "two.txt"), "--length", "5", "--top-k", "1"])
     assert "2 samples" in capsys.readouterr().out
     assert "--- 2 ---" in (tmp_path / "two.txt").read_text()
-    commands.main(["evaluate", folder])
+    commands.main(["evaluate", folder, "--trust"])
     assert f"{loss:.2f}" in capsys.readouterr().out
 
     with pytest.raises(UserError, match="the character 'Q' is not in this vocabulary"):

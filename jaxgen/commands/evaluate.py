@@ -2,19 +2,14 @@
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated
 
-import tyro
-
-from jaxgen.commands.flags import parse, trained_on
+from jaxgen.commands.flags import Where, confirmed, own_paths, parse, trained_on
 
 
 @dataclass(frozen=True)
-class Evaluate:
+class Evaluate(Where):
     """Measure on test data."""
 
-    data_dir: Annotated[Path | None, tyro.conf.arg(name="data.dir")] = None
-    """Where the data lie, if not where they lay in training."""
     checkpoint: str = "latest"
     """Checkpoint to use: latest, best (of the lowest held-out loss) or a step."""
 
@@ -24,8 +19,10 @@ def run(directory: Path, args: list[str]) -> None:
     from jaxgen.experiment import audit, built, guarantee, measure, restore_params
 
     record, module, config = folder.load_run(directory)
-    own, options = parse(Evaluate, config.evaluate, f"evaluate {directory}", args)
-    config, data = trained_on(record, module, replace(config, evaluate=options), own.data_dir)
+    named = own_paths(config.evaluate)
+    own, options = parse(Evaluate, replace(config.evaluate, **dict.fromkeys(named)), f"evaluate {directory}", args)
+    paths = {name: confirmed(path, getattr(options, name), own, f"--{name}", directory) for name, path in named.items()}
+    config, data = trained_on(record, module, replace(config, evaluate=replace(options, **paths)), own)
     experiment = built(module.build, config, record.data)
     step, params = restore_params(config, experiment.model, record.data, which=own.checkpoint)
     found = audit(config, experiment, params, data)

@@ -7,9 +7,11 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from jaxgen.commands.flags import Where
 from jaxgen.errors import UserError
 from jaxgen.files import write_atomically
 
+DEFAULT = Where()
 Files = dict[str, bytes]  # by what is added to --out: a suffix, or the name of a file in a folder
 
 
@@ -25,6 +27,7 @@ class Trained(NamedTuple):
     checkpoint: str
     params: Any
     seed: int
+    where: Where
 
     @property
     def key(self) -> Any:
@@ -41,6 +44,7 @@ def opened(
     seed: int = 0,
     checkpoint: str = "latest",
     step: int | None = None,
+    where: Where = DEFAULT,
 ) -> Trained:
     """The model of a checkpoint, or of the newest up to a step.
 
@@ -51,6 +55,7 @@ def opened(
       seed: of what is drawn.
       checkpoint: "latest", "best" or a step, as --checkpoint says.
       step: the last that is wished for.
+      where: the data are read from, if a command needs them.
 
     Raises:
       UserError: there is no such member, or there is no checkpoint.
@@ -78,6 +83,7 @@ def opened(
         checkpoint=digest(config.workdir / "checkpoints", found),
         params=members(config, params)[member],
         seed=seed,
+        where=where,
     )
 
 
@@ -129,10 +135,15 @@ def deliver(out: Path, files: Files) -> list[Path]:
 
 
 def make(
-    command: str, run: tuple[Any, Any, Any], own: Any, controls: Any, files_of: Callable[[Trained, Any], Files]
+    command: str,
+    run: tuple[Any, Any, Any],
+    own: Any,
+    controls: Any,
+    files_of: Callable[[Trained, Any], Files],
+    where: Where,
 ) -> None:
     """Opens a run, makes files and writes them to `own.out`."""
-    trained = opened(run, controls, member=own.member, seed=own.seed, checkpoint=own.checkpoint)
+    trained = opened(run, controls, member=own.member, seed=own.seed, checkpoint=own.checkpoint, where=where)
     files = stamps(command, trained, own, files_of(trained, own))
     out = own.out or Path(command)
     out = out if out.suffix else out.with_suffix(next(iter(files)))  # `reproduce` goes by it

@@ -13,11 +13,9 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
-import tyro
 from msgspec import Meta
 
-from jaxgen import cli
-from jaxgen.commands.flags import trained_on
+from jaxgen.commands.flags import Where, parse, trained_on
 from jaxgen.commands.making import Files, Trained, make
 from jaxgen.errors import UserError
 from jaxgen.interpolation import spherical, straight
@@ -40,8 +38,6 @@ class Flags:
     """Which model, of a run that trained several --seeds."""
     checkpoint: str = "latest"
     """Checkpoint to use: latest, best (of the lowest held-out loss) or a step."""
-    data_dir: Annotated[Path | None, tyro.conf.arg(name="data.dir")] = None
-    """Where the data lie, if not where they lay in training."""
 
 
 @dataclass(frozen=True)
@@ -167,7 +163,7 @@ def _encoded(trained: Trained, own: Flags, *, rows: tuple[int, ...] | None) -> t
             f"{trained.record.experiment} has no encoder that would find the latents of an example: interpolate and "
             "traverse go through random ones"
         )
-    _, data = trained_on(trained.record, trained.module, trained.config, own.data_dir)
+    _, data = trained_on(trained.record, trained.module, trained.config, trained.where)
     arrays = data.test
     if rows is not None:
         count = len(next(iter(arrays.values())))
@@ -207,8 +203,8 @@ def _command(
     from jaxgen import folder
 
     run = folder.load_run(directory)
-    own = cli.parse(flags, args, program=f"python -m jaxgen {name} {directory}")
-    make(name, run, own, run[-1].sample, files_of)
+    own, where = parse(flags, Where(), f"{name} {directory}", args)
+    make(name, run, own, run[-1].sample, files_of, where)
 
 
 MAKERS = {

@@ -2,20 +2,14 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
-
-import tyro
 
 from jaxgen import cli
-from jaxgen.commands.flags import trained_on
+from jaxgen.commands.flags import Where, trained_on
 
 
 @dataclass(frozen=True)
-class Replay:
+class Replay(Where):
     """Run the step again at which a run stopped, and name the first operation whose result was not finite."""
-
-    data_dir: Annotated[Path | None, tyro.conf.arg(name="data.dir")] = None
-    """Where the data lie, if not where they lay in training."""
 
 
 def run(directory: Path, args: list[str]) -> None:
@@ -25,5 +19,5 @@ def run(directory: Path, args: list[str]) -> None:
 
     record, module, config = folder.load_run(directory)
     own = cli.parse(Replay, args, program=f"python -m jaxgen replay {directory}")
-    config, data = trained_on(record, module, config, own.data_dir)
+    config, data = trained_on(record, module, config, own)
     print(rerun(config, built(module.build, config, record.data), data))

@@ -8,16 +8,17 @@ from typing import Any
 import msgspec
 
 from jaxgen import cli
+from jaxgen.commands.flags import Where
 from jaxgen.commands.making import Files, Trained, opened
 from jaxgen.errors import UserError
 
 
 @dataclass(frozen=True)
-class Flags:
+class Flags(Where):
     """Make a file again, by what it says of itself, and compare the two byte by byte."""
 
     run: Path | None = None
-    """The run folder, if it no longer lies where the file says."""
+    """The run folder, if it no longer lies where the file says, or lies outside the working directory."""
     out: Path | None = None
     """Where to write the new file (default: nowhere)."""
 
@@ -47,6 +48,11 @@ def run(path: Path, args: list[str], makers: Mapping[str, tuple[type, Callable[[
         raise UserError(f"{path} was made by {then.command!r}, which makes no files today: see python -m jaxgen")
     flags, files_of = makers[then.command]
     directory = own.run or Path(then.run)
+    if own.run is None and not own.trust and not directory.resolve().is_relative_to(Path.cwd()):
+        raise UserError(
+            f"{path} says that the run folder {directory} made it, which does not lie below the working directory: "
+            "name the run folder with --run, or give --trust if you know where the file comes from"
+        )
     record, module, config = folder.load_run(directory)
     if record.experiment != then.experiment:
         raise UserError(f"{path} is of the experiment {then.experiment!r}, {directory} of {record.experiment!r}")
@@ -55,7 +61,9 @@ def run(path: Path, args: list[str], makers: Mapping[str, tuple[type, Callable[[
         controls = _converted(then.controls, type(config.sample))
     except msgspec.ValidationError as error:
         raise UserError(f"{path} was made with flags that {then.command} does not have today: {error}") from None
-    trained = opened((record, module, config), controls, member=options.member, seed=options.seed, step=then.step)
+    trained = opened(
+        (record, module, config), controls, member=options.member, seed=options.seed, step=then.step, where=own
+    )
     if trained.checkpoint != then.checkpoint:
         raise UserError(
             f"{path} was made by the checkpoint {then.checkpoint[:12]} of step {then.step}, and {directory} holds "

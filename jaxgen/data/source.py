@@ -6,6 +6,7 @@ times faster than a pipeline that handles one example at a time.
 """
 
 import hashlib
+import re
 from dataclasses import dataclass, field
 from functools import lru_cache
 
@@ -116,6 +117,11 @@ def gather(arrays: Arrays, indices: np.ndarray) -> Arrays:
         return np.take(array, indices, axis=0) if array.flags.c_contiguous else array[indices]
 
     return {name: rows(array) for name, array in arrays.items()}
+
+
+def is_path(name: str) -> bool:
+    """Whether the name of a data set leads to files of the user, as "folder:PATH" does and "mnist:3.0.1" does not."""
+    return ":" in name and not re.fullmatch(r"[^:]*:[\d.]+", name)
 
 
 def check(arrays: Arrays, name: str) -> None:
