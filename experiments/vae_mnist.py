@@ -5,7 +5,7 @@ that its test likelihood can stand beside their Table 1.
 """
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -44,8 +44,8 @@ class ModelConfig:
     """Hidden layers of each network (of mlp)."""
     latents: Widths = (50,)
     """Latent dimensions of each stochastic layer, from the data upwards."""
-    likelihood: Literal["bernoulli", "normal", "discretized_logistic"] = "bernoulli"
-    """p(x | z) of each pixel."""
+    likelihood: Literal["bernoulli", "normal", "discretized_logistic"] | None = None
+    """p(x | z) of each pixel (default: bernoulli of binarized pixels, discretized_logistic of others)."""
     conditional: bool = False
     """Give encoder and decoder the label."""
     num_samples: UpTo10k = 1
@@ -106,16 +106,19 @@ class Config(flags.Config):
 
 
 def load(config: Config) -> Dataset:
-    return config.data.load()
+    data = config.data.load()
+    unusual = config.data.binarization is None and data.binarization == "none" and config.model.likelihood is None
+    return data.noted("the likelihood is discretized_logistic (--model.likelihood)") if unusual else data
 
 
 def build(config: Config, spec: Spec) -> Experiment:
-    options = config.model
+    usual = "discretized_logistic" if spec.binarization == "none" else "bernoulli"
+    options = replace(config.model, likelihood=config.model.likelihood or usual)
     flags.check_condition(options.conditional, config.sample.label, spec)
     if spec.binarization == "none" and options.likelihood == "bernoulli":
         raise UserError(
-            "--data.binarization none leaves grey pixels, and a Bernoulli likelihood is of black and white: "
-            "add --model.likelihood discretized_logistic (or normal), or binarise"
+            "--model.likelihood bernoulli: expects binarized pixels, found grey or color; leave it out, or add "
+            "--data.binarization dynamic"
         )
     shape, dtype = spec.entries["image"]
     if dtype != "uint8":

@@ -35,10 +35,13 @@ class DataConfig:
 class ImageDataConfig(DataConfig):
     """Which images."""
 
-    binarization: Literal["dynamic", "fixed", "none"] = "dynamic"
-    """Pixels drawn anew at each step, drawn once, or left as they are."""
+    binarization: Literal["dynamic", "fixed", "none"] | None = None
+    """Pixels drawn anew at each step, drawn once, or left as they are (default: dynamic for grey data sets, none for
+    color and for folder:PATH)."""
     image_size: Annotated[int, Meta(ge=1, le=4_096)] | None = None
-    """Height and width to which images are resized."""
+    """Height and width of the images in pixels: their center square is resized."""
+    background: str = "white"
+    """Color behind transparent pixels of folder:PATH: a name or #rrggbb."""
 
     def load(self) -> Dataset:
         """The images, in memory."""
@@ -47,6 +50,7 @@ class ImageDataConfig(DataConfig):
             data_dir=self.dir,
             strict=self.strict,
             image_size=self.image_size,
+            background=self.background,
             binarization=self.binarization,
         )
 

@@ -167,7 +167,8 @@ def claim(directory: Path, record: Record, *, overwrite: bool) -> Record:
     changes = list(differences(identity(earlier), identity(record)))
     if changes:
         named = "; ".join(f"--{name} was {old}, is {new}" for name, old, new in changes)
-        again = f"--data.name {earlier.data.name} and its other flags" if earlier.notice else "its flags"
+        other = earlier.config["data"].get("name") not in (None, earlier.data.name)  # a set in its place
+        again = f"--data.name {earlier.data.name} and its other flags" if other else "its flags"
         raise UserError(
             f"{directory} holds a run of another configuration ({named}): "
             f"repeat {again} to go on, give another --workdir, or start afresh with --run.overwrite"
@@ -211,7 +212,7 @@ def locked(directory: Path) -> Iterator[None]:
 def identity(record: Record) -> dict[str, Any]:
     """What two runs must share for one to go on from the other; how a run is watched and measured is not part of it."""
     config = trained(record.config)
-    data = {"name": record.data.name, "digest": record.data.digest}
+    data = {"name": record.data.name, "digest": record.data.digest, "binarization": record.data.binarization}
     return {"experiment": record.experiment} | config | {"data": config["data"] | data}
 
 

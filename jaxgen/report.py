@@ -309,7 +309,7 @@ def structures(smiles: Sequence[str], captions: Sequence[str] = (), *, columns: 
     canvas = rdMolDraw2D.MolDraw2DCairo(columns * size, rows * size, size, size)
     canvas.DrawMolecules([Chem.MolFromSmiles(one) for one in smiles], legends=captions)
     canvas.FinishDrawing()
-    return np.array(Image.open(io.BytesIO(canvas.GetDrawingText())).convert("RGB"))
+    return np.array(Image.open(io.BytesIO(canvas.GetDrawingText()), formats=("PNG",)).convert("RGB"))
 
 
 ANIMATIONS = {".gif": {"format": "GIF", "disposal": 1}, ".webp": {"format": "WEBP", "lossless": True}}

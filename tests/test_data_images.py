@@ -125,119 +125,24 @@ def test_binary_images_stay_and_cannot_be_drawn_again(tmp_path):
             load_images(binary, binarization="dynamic")
 
 
+def test_pixels_are_binarized_by_default_where_that_is_usual(tmp_path):
+    """Digits and their like: as ever. Color, and a folder of pictures: not, said. Binary images: as they are."""
+    assert load_images("mnist_5k", binarization=None).binarization == "dynamic"
+    assert load_images("mnist_5k", binarization=None).notice is None
+    grey = load_images(save(tmp_path / "g", {f"{i}.png": picture(i, mode="L") for i in range(3)}), binarization=None)
+    color = load_images(save(tmp_path / "c", {f"{i}.png": picture(i) for i in range(3)}), binarization=None)
+    assert grey.binarization == color.binarization == "none"
+    for data, why in ((grey, "pictures of a folder"), (color, "in color")):
+        assert data.notice == f"pixels are not binarized, since the images are {why} (--data.binarization)"
+    assert load_images(grey.name, binarization="dynamic").binarization == "dynamic"
+    black = {f"{i}.png": Image.fromarray(255 * np.eye(6, k=i, dtype=np.uint8)) for i in range(3)}
+    binary = load_images(save(tmp_path / "b", black), binarization=None)
+    assert (binary.binarization, binary.notice) == ("fixed", None)
+
+
 def test_unknown_binarization():
     with pytest.raises(UserError, match=r"'static': expected none, dynamic or fixed"):
         load_images("mnist_5k", binarization="static")
-
-
-# folder:PATH
-
-
-def test_folder_with_classes(tmp_path):
-    pictures = {
-        f"{kind}/deep/{i}.png": picture(100 * k + i) for k, kind in enumerate(("cat", "dog")) for i in range(20)
-    }
-    data = load_images(save(tmp_path, pictures))
-    assert data.name == f"folder:{tmp_path}"
-    assert data.classes == ("cat", "dog")
-    by_image = {np.asarray(image).tobytes(): path[:3] for path, image in pictures.items()}
-    for arrays in (data.train, data.test):
-        assert arrays["image"].dtype == np.uint8
-        assert arrays["label"].dtype == np.int32
-        kinds = [by_image[image.tobytes()] for image in arrays["image"]]
-        assert kinds == [data.classes[label] for label in arrays["label"]]
-    assert len(all_images(data)) == 40
-    assert len(data.test["image"]) >= 1
-    assert all_images(data).shape[1:] == (8, 8, 3)
-
-
-def test_small_folders_hold_out_enough_to_measure(tmp_path):
-    """In both splits one image at least, whatever there is."""
-    for count, held_out in ((2, 1), (3, 1), (5, 2), (30, 6)):
-        folder = tmp_path / str(count)
-        folder.mkdir()
-        data = load_images(save(folder, {f"{i}.png": picture(i) for i in range(count)}))
-        assert (len(data.train["image"]), len(data.test["image"])) == (count - held_out, held_out)
-
-
-def test_the_first_held_out_images_are_of_all_classes(tmp_path):
-    """They are looked at, and may be all that is."""
-    pictures = {f"{kind}/{i}.png": picture(i) for kind in ("cat", "dog") for i in range(200)}
-    data = load_images(save(tmp_path, pictures))
-    assert sorted(set(data.test["label"][:10].tolist())) == [0, 1]
-
-
-def test_folder_without_classes(tmp_path):
-    data = load_images(save(tmp_path, {"a.png": picture(0), "b.JPG": picture(1), "more/c.jpeg": picture(2)}))
-    assert data.classes == ()
-    assert data.train.keys() == data.test.keys() == {"image"}
-    assert len(all_images(data)) == 3
-
-
-def test_folder_split_keeps_when_images_are_added(tmp_path):
-    pictures = {f"{i}.png": picture(i) for i in range(100)}
-    name = save(tmp_path, pictures)
-    before = load_images(name)
-    assert 3 <= len(before.test["image"]) <= 20
-    np.testing.assert_array_equal(load_images(name).test["image"], before.test["image"])
-    save(tmp_path, {f"new{i}.png": picture(1000 + i) for i in range(50)})
-    after = {image.tobytes() for image in load_images(name).test["image"]}
-    assert {image.tobytes() for image in before.test["image"]} <= after
-
-
-def test_two_images_make_two_splits(tmp_path):
-    data = load_images(save(tmp_path, {"a/x.png": picture(0), "b/x.png": picture(1)}))
-    assert len(data.train["image"]) == len(data.test["image"]) == 1
-
-
-def test_folder_channels(tmp_path):
-    grey = save(tmp_path / "grey", {"a.png": picture(0, mode="L"), "b.png": picture(1, mode="L")})
-    assert load_images(grey).train["image"].shape == (1, 8, 8, 1)
-    mixed = save(
-        tmp_path / "mixed", {"a.png": picture(0, mode="L"), "b.png": picture(1), "c.png": picture(2, mode="RGBA")}
-    )
-    images = all_images(load_images(mixed))
-    assert images.shape == (3, 8, 8, 3)
-    assert (images == np.asarray(picture(0, mode="L"))[..., None]).all(axis=(1, 2, 3)).sum() == 1
-
-
-def test_folder_of_mixed_sizes(tmp_path):
-    name = save(tmp_path, {"a.png": picture(0, (8, 8)), "b.png": picture(1, (8, 8)), "c.png": picture(2, (12, 9))})
-    with pytest.raises(UserError) as error:
-        load_images(name)
-    assert f"{tmp_path}/a.png is 8x8, {tmp_path}/c.png is 12x9" in str(error.value)
-    assert "--data.image-size N" in str(error.value)
-    assert all_images(load_images(name, image_size=4)).shape == (3, 4, 4, 3)
-
-
-def test_image_size_crops_the_centre(tmp_path):
-    wide = np.zeros((10, 30, 3), np.uint8)
-    wide[:, 10:20] = (10, 20, 30)
-    data = load_images(save(tmp_path, {"a.png": Image.fromarray(wide), "b.png": Image.fromarray(wide)}), image_size=10)
-    assert (data.train["image"] == np.array([10, 20, 30])).all()
-
-
-def test_damaged_images_are_named(tmp_path):
-    name = save(tmp_path, {"a.png": picture(0), "b.png": picture(1)})
-    whole = (tmp_path / "b.png").read_bytes()
-    for damage in (b"not an image", whole[:60], b""):
-        (tmp_path / "b.png").write_bytes(damage)
-        with pytest.raises(UserError, match=f"{tmp_path}/b.png is not a readable 8-bit image"):
-            load_images(name)
-    Image.fromarray(np.zeros((8, 8), np.uint16)).save(tmp_path / "b.png")
-    with pytest.raises(UserError, match=f"{tmp_path}/b.png .*more than 8 bits per channel"):
-        load_images(name)
-
-
-def test_folders_that_cannot_be_used(tmp_path):
-    with pytest.raises(UserError, match=f"there is no folder {tmp_path}/nowhere"):
-        load_images(f"folder:{tmp_path}/nowhere")
-    (tmp_path / "notes.txt").write_text("no image")
-    (tmp_path / "._hidden.png").write_text("no image either")
-    with pytest.raises(UserError, match=f"at least 2 images .* in {tmp_path}, found 0"):
-        load_images(f"folder:{tmp_path}")
-    with pytest.raises(UserError, match=r"found 1"):
-        load_images(save(tmp_path, {"only.png": picture(0)}))
 
 
 # Data sets prepared by TFDS

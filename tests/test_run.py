@@ -429,7 +429,13 @@ def test_falls_back_and_says_so_everywhere(config, tmp_path, monkeypatch, capsys
         ),
         ({"sample": vae_mnist.SampleConfig(label=3)}, "--label 3: expected none"),
         ({"model": vae_mnist.ModelConfig(conditional=True), "sample": vae_mnist.SampleConfig(10)}, "0 to 9"),
-        ({"data": flags.ImageDataConfig("mnist_5k", binarization="none")}, "Bernoulli"),
+        (
+            {
+                "data": flags.ImageDataConfig("mnist_5k", binarization="none"),
+                "model": vae_mnist.ModelConfig(likelihood="bernoulli"),
+            },
+            "--model.likelihood bernoulli: expects binarized pixels",
+        ),
         (
             {
                 "model": vae_mnist.ModelConfig(hidden=(8,), latents=(2,), total_correlation=6.0),

@@ -1,17 +1,19 @@
 """Image data sets by name, as arrays: TFDS's prepared ones, a folder of pictures, embedded digits and sprites."""
 
 import difflib
-import hashlib
 import importlib.util
 import io
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from jaxgen.data import sprites
 from jaxgen.data.catalogue import RAW
+from jaxgen.data.folder import load_folder
+from jaxgen.data.pictures import opened, pixels
 from jaxgen.data.prepare import UnavailableError, data_folder, fetch, find, prepared
 from jaxgen.data.prepared import Feature, describe, examples, readable
 from jaxgen.data.source import Arrays, Dataset, check
@@ -26,29 +28,32 @@ def load_images(
     data_dir: str | Path | None = None,
     strict: bool = False,
     image_size: int | None = None,
-    binarization: str = "none",
+    background: str = "white",
+    binarization: str | None = "none",
 ) -> Dataset:
     """Load a data set of images; `mnist_5k` with a notice where a downloadable one cannot be had.
 
     Args:
       name: `mnist`, `fashion_mnist`, `binarized_mnist` (downloaded and prepared when they are not yet), `mnist_5k`
-        (embedded), `sprites` (drawn here, with the factors that they were drawn from), `folder:PATH` (PNG and JPEG
-        files), or any data set that TFDS has prepared in ArrayRecord form (`name`, `name/config`, either with
-        `:version`), with factors where it has several labels, such as `dsprites`.
+        (embedded), `sprites` (drawn here, with the factors that they were drawn from), `folder:PATH` (see
+        `jaxgen.data.folder`), or any data set that TFDS has prepared in ArrayRecord form (`name`, `name/config`,
+        either with `:version`), with factors where it has several labels, such as `dsprites`.
       data_dir: folder of TFDS's prepared data sets; None: TFDS's default.
       strict: a UserError instead of falling back to `mnist_5k`.
-      image_size: crop the centre square of every image and resize it to this many pixels a side; None: as stored.
+      image_size: crop the center square of every image and resize it to this many pixels a side; None: as stored.
+      background: color behind the transparent pixels of `folder:PATH`, a name or #rrggbb.
       binarization: "none" and "dynamic" leave the images alone (for "dynamic" the training step draws the pixels
-        anew each time); "fixed" draws each pixel once, the same in every run. Binary images hold 0 and 255.
+        anew each time); "fixed" draws each pixel once, the same in every run. Binary images hold 0 and 255. None:
+        "fixed" for binary images; "none" for those in color or of a folder, with a notice; else "dynamic".
 
     Raises:
       UserError: unknown or unreadable data set, images of mixed sizes, NaN in the data, "dynamic" for images that
         are binary already.
     """
-    if binarization not in ("none", "dynamic", "fixed"):
+    if binarization not in (None, "none", "dynamic", "fixed"):
         raise UserError(f"unknown --data.binarization {binarization!r}: expected none, dynamic or fixed")
     if image_size is not None and image_size < 1:
-        raise UserError(f"--data.image-size {image_size}: expected at least 1")
+        raise UserError(f"--data.image-size {image_size}: expected at least 1 pixel")
     if name == "binarized_mnist" and binarization == "dynamic":
         raise _already_binary(name)
 
@@ -57,7 +62,7 @@ def load_images(
     elif name == "sprites":
         data = _sprites(image_size)
     elif name.startswith("folder:"):
-        data = _folder(name, image_size)
+        data = load_folder(name, image_size=image_size, background=background)
     else:
         folder = find(name, data_dir)
         if folder is None and name not in RAW:
@@ -89,7 +94,7 @@ def _unknown(name: str, root: Path) -> UserError:
     return UserError(
         f"unknown data set {name!r}"
         + (f", did you mean {' or '.join(close)}?" if close else ":")
-        + f" Expected one of {', '.join(names)}, folder:PATH for a folder of PNG and JPEG images, or a data set that "
+        + f" Expected one of {', '.join(names)}, folder:PATH for a folder of pictures, or a data set that "
         f"TFDS has prepared in ArrayRecord form in {root} (found there: {', '.join(keys) or 'none'})"
     )
 
@@ -136,59 +141,7 @@ def _resized(images: np.ndarray, image_size: int | None) -> np.ndarray:
         return images
     from PIL import Image
 
-    return np.stack([_pixels(Image.fromarray(image[..., 0]), "L", image_size) for image in images])
-
-
-def _folder(name: str, image_size: int | None) -> Dataset:
-    """PNG and JPEG images anywhere below a folder; two or more first-level subfolders are classes.
-
-    An image's split depends on its path inside the folder only, so it stays when others come: a tenth is for testing,
-    or the six (of fewer than twelve, half) that would come first, as many as there is something to measure of.
-    """
-    from PIL import Image, ImageOps
-
-    root = Path(name.removeprefix("folder:")).expanduser()
-    if not root.is_dir():
-        raise UserError(f"{name}: there is no folder {root}; expected folder:PATH with the path of a folder of images")
-    paths = sorted(
-        path.relative_to(root) for path in root.rglob("*") if path.suffix.lower() in (".png", ".jpg", ".jpeg")
-    )
-    paths = [path for path in paths if not any(part.startswith(".") for part in path.parts)]
-    if len(paths) < 2:
-        raise UserError(f"{name}: expected at least 2 images (.png, .jpg, .jpeg) in {root}, found {len(paths)}")
-
-    def read(path: Path) -> tuple[str, np.ndarray]:
-        try:
-            with Image.open(root / path) as image:
-                # Pillow clips 16-bit images to white.
-                if image.mode[0] in "IF":
-                    raise ValueError("it has more than 8 bits per channel")
-                mode = "L" if image.mode in ("1", "L", "LA") else "RGB"
-                return str(root / path), _pixels(ImageOps.exif_transpose(image), mode, image_size)
-        except Exception as error:  # damaged files make Pillow raise a dozen types
-            raise UserError(
-                f"{root / path} is not a readable 8-bit image ({error}): repair or remove this file"
-            ) from error
-
-    images = _stack(map(read, paths))
-    arrays = {"image": images}
-    classes = sorted({path.parts[0] for path in paths})
-    if len(classes) > 1 and all(len(path.parts) > 1 for path in paths):
-        arrays["label"] = np.array([classes.index(path.parts[0]) for path in paths], np.int32)
-    else:
-        classes = []
-    draws = [int.from_bytes(hashlib.sha256(path.as_posix().encode()).digest()[:4]) / 2**32 for path in paths]
-    mixed = np.argsort(draws)
-    is_test = np.array(draws) < 0.1
-    is_test[mixed[: min(6, len(draws) // 2)]], is_test[mixed[-1]] = True, False
-    # The first of the held-out images are looked at, and ought not to be of one class.
-    return Dataset(
-        name=name,
-        train=_where(arrays, ~is_test),
-        test={key: array[mixed[is_test[mixed]]] for key, array in arrays.items()},
-        classes=tuple(classes),
-        source=f"{len(paths)} images in {root.resolve()}",
-    )
+    return np.stack([pixels(Image.fromarray(image[..., 0]), "L", image_size) for image in images])
 
 
 def _tfds(name: str, folder: Path, image_size: int | None) -> Dataset:
@@ -243,31 +196,22 @@ def _tfds(name: str, folder: Path, image_size: int | None) -> Dataset:
 
 def _decoder(name: str, feature: Feature, image_size: int | None) -> Callable[[bytes], np.ndarray]:
     """The function from the stored bytes of an image to pixels [H, W, C]."""
-    from PIL import Image
-
     channels, dtype = feature.channels, feature.dtype
     if dtype == "float32" and image_size is None:
         # TFDS stores the four bytes of a number as the four channels of a PNG.
-        return lambda encoded: np.asarray(Image.open(io.BytesIO(encoded))).view(np.float32)
+        return lambda encoded: _decoded(encoded, np.asarray).view(np.float32)
     modes = {1: "L", 3: "RGB", 4: "RGBA"}
     if dtype != "uint8" or channels not in modes:
         raise UserError(
             f"{name} holds {dtype} images of {channels} channels, expected uint8 of 1, 3 or 4 (or float32 without "
             "--data.image-size): choose another data set"
         )
-    return lambda encoded: _pixels(Image.open(io.BytesIO(encoded)), modes[channels], image_size)
+    return lambda encoded: _decoded(encoded, lambda image: pixels(image, modes[channels], image_size))
 
 
-def _pixels(image, mode: str, image_size: int | None) -> np.ndarray:
-    """uint8 [H, W, C] of a PIL image, converted to `mode`, its centre square resized to `image_size` when given."""
-    from PIL import ImageOps
-
-    if image.mode != mode:
-        image = image.convert(mode)
-    if image_size is not None and image.size != (image_size, image_size):
-        image = ImageOps.fit(image, (image_size, image_size))
-    pixels = np.asarray(image)
-    return pixels if pixels.ndim == 3 else pixels[..., None]
+def _decoded(encoded: bytes, function: Callable[[Any], np.ndarray]) -> np.ndarray:
+    with opened(io.BytesIO(encoded)) as image:
+        return function(image)
 
 
 def _stack(images: Iterable[tuple[str, np.ndarray]]) -> np.ndarray:
@@ -297,13 +241,20 @@ def _where(arrays: Arrays, chosen: np.ndarray) -> Arrays:
     return {name: array[chosen] for name, array in arrays.items()}
 
 
-def _binarized(data: Dataset, binarization: str) -> Dataset:
-    """Fixed binarisation: each pixel drawn once, 255 with probability intensity / 255 (Salakhutdinov & Murray 2008)."""
+def _binarized(data: Dataset, binarization: str | None) -> Dataset:
+    """Fixed binarization: each pixel drawn once, 255 with probability intensity / 255 (Salakhutdinov & Murray 2008)."""
     image = data.train["image"]
     if ((image == 0) | (image == 255)).all():
         if binarization == "dynamic":
             raise _already_binary(data.name)
         return replace(data, binarization="fixed")
+    if binarization is None:
+        if image.dtype != np.uint8:
+            return data
+        if not (data.name.startswith("folder:") or image.shape[-1] > 1):
+            return replace(data, binarization="dynamic")
+        kind = "in color" if image.shape[-1] > 1 else "pictures of a folder"
+        return data.noted(f"pixels are not binarized, since the images are {kind} (--data.binarization)")
     if binarization != "fixed":
         return replace(data, binarization=binarization)
     if image.dtype != np.uint8:

@@ -7,7 +7,7 @@ times faster than a pipeline that handles one example at a time.
 
 import hashlib
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
 import numpy as np
@@ -40,11 +40,15 @@ class Dataset:
     test: Arrays
     validation: Arrays | None = None
     classes: tuple[str, ...] = ()  # names of the label values, empty when there are no labels
-    notice: str | None = None  # one line when this is not the data set that was asked for, and why
+    notice: str | None = None  # one line: what a reader must know of the data, such as another set in its place
     source: str = ""  # where it comes from and its licence, one line
     binarization: str = "none"  # "fixed" when the pixels are 0 or 255, "dynamic" when the training step is to draw them
     vocabulary: str = ""  # of texts: what their tokens mean, for jaxgen.data.vocabulary.vocabulary
     properties: dict[str, tuple[float, float]] = field(default_factory=dict)  # see Spec
+
+    def noted(self, text: str) -> "Dataset":
+        """The same data, with a sentence more in the notice."""
+        return replace(self, notice="; ".join(filter(None, [self.notice, text])) or None)
 
     def __len__(self) -> int:
         """Number of training examples."""

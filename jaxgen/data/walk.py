@@ -86,11 +86,13 @@ def _unusable(path: Path, root: Path) -> str | None:
 
 def left_out_notice(left_out: LeftOut) -> str:
     """Return one line that counts what was left out by reason and names the first of each; empty if nothing was."""
-    parts = []
-    for reason, names in left_out.items():
-        named = ", ".join(names[:3]) + ", ..." * (len(names) > 3)
-        parts.append(f"{len(names):,} {reason} ({named})")
+    parts = [counted(names, reason) for reason, names in left_out.items()]
     return f"left out {'; '.join(parts)}" if parts else ""
+
+
+def counted(names: list[str], what: str) -> str:
+    """Return the number of names, what they are, and the first three, such as "2 broken links (a, b)"."""
+    return f"{len(names):,} {what} ({', '.join(names[:3])}{', ...' * (len(names) > 3)})"
 
 
 def shown(path: Path | str) -> str:
