@@ -8,9 +8,11 @@ import hashlib
 import json
 import logging
 import shutil
+import sys
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, suppress
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +50,9 @@ class Checkpoints:
         say: Callable[[str], None] = print,
     ):
         # Orbax logs pages of traceback where a write fails; what there is to say of it is said here.
-        logging.getLogger("absl").setLevel(logging.CRITICAL)
+        for name in ("absl", "asyncio"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
+        _expect_closed_loops()
         self._directory, self._start, self._keep = directory.absolute(), start, keep
         self._say, self._asynchronous = say, asynchronous
         self._losses: dict[int, float | None] | None = None  # of the saved steps, once the folder has been looked at
@@ -56,7 +60,7 @@ class Checkpoints:
         self._writing: tuple[int, float | None, Future] | None = None
 
     def save(self, step: int, state: TrainState, loss: float | None = None) -> None:
-        """Copies the state and returns, unless synchronous; does nothing where that step is saved already.
+        """Copies the state and returns, unless synchronous; where that step is saved already, adds a missing loss.
 
         An earlier write that failed is said here; the steps saved before it stay.
         """
@@ -66,12 +70,19 @@ class Checkpoints:
         if self._losses is None:
             losses = processes.from_main(lambda: list(_clean(self._directory, self._start).items()))
             self._losses = dict(map(tuple, losses))
+            self._prune()
         if step in self._losses:
+            if self._losses[step] is None and loss is not None:
+                self._losses[step] = loss
+                folder = self._directory / str(step)
+                with suppress(OSError):  # on a full disk the step stays without
+                    if processes.is_main():
+                        _write_manifest(folder, _manifest(folder) | {"loss": loss})
             return
         plain, writer = _plain(state), ocp.StandardCheckpointer()
         try:
             writer.save(self._directory / str(step), plain)
-        except (OSError, ValueError) as error:  # the folder could not even be made
+        except Exception as error:  # the folder could not even be made
             future: Future = Future()
             future.set_exception(error)
         else:
@@ -86,9 +97,7 @@ class Checkpoints:
             writer.wait_until_finished()
         if processes.is_main():
             folder = self._directory / str(step)
-            content = {"step": step, "loss": loss, "arrays": arrays, "files": _digests(folder)}
-            content["digest"] = _digest(content)
-            write_atomically(folder / MANIFEST, json.dumps(content, indent=1).encode())
+            _write_manifest(folder, {"step": step, "loss": loss, "arrays": arrays, "files": _digests(folder)})
 
     def _collect(self, on_error: Callable[[str], None]) -> None:
         """Waits for the write in progress, and lets go of older steps once it is whole."""
@@ -96,19 +105,23 @@ class Checkpoints:
             return
         (step, loss, future), self._writing = self._writing, None
         error = future.exception()
-        reason = error and (str(error).split(" [tensorstore_spec")[0].splitlines() or [type(error).__name__])[0]
+        reason = error and _reason(error)
         reasons = [reason for reason in processes.exchange(reason) if reason]
         if not reasons:
             self._losses[step] = loss
-        gone = set(self._losses) - _kept(self._losses, self._keep) if not reasons else {step}
-        if processes.is_main():
-            for old in gone:
-                _remove(self._directory / str(old))
-        for old in gone:
-            self._losses.pop(old, None)
+        self._prune()
         if reasons:
+            if processes.is_main():
+                _clean(self._directory, max(self._losses, default=0))  # what the write left
             newest = f"the newest whole one is of step {max(self._losses)}" if self._losses else "there is no whole one"
             on_error(f"a checkpoint could not be written ({reasons[0]}); {newest}")
+
+    def _prune(self) -> None:
+        """Removes the steps that are not kept."""
+        for step in set(self._losses) - _kept(self._losses, self._keep):
+            del self._losses[step]
+            if processes.is_main():
+                _remove(self._directory / str(step))
 
     def wait(self) -> None:
         """Returns when every save is whole on disk.
@@ -118,15 +131,32 @@ class Checkpoints:
         """
 
         def fail(message: str) -> None:
-            raise UserError(message, shared=True)
+            raise UserError(f"{message}; make room, then the same command goes on", shared=True)
 
         self._collect(fail)
 
     def close(self) -> None:
         """Lets a write in progress come to its end; to be called in any case, so it tells the others nothing."""
-        if self._writing is not None:
-            self._writing[2].exception()
+        if self._writing is not None and self._writing[2].exception() and processes.is_main():
+            _clean(self._directory, max(self._losses, default=0))
         self._thread.shutdown()
+
+
+@cache
+def _expect_closed_loops() -> None:
+    """Drops pages about writes that end after Orbax has closed its event loop, which it does at the first failure."""
+
+    def quiet(hook: Callable[..., None], *args: Any) -> None:
+        if "Event loop is closed" not in str(args):
+            hook(*args)
+
+    sys.excepthook, sys.unraisablehook = partial(quiet, sys.excepthook), partial(quiet, sys.unraisablehook)
+
+
+def _reason(error: BaseException) -> str:
+    """The end of the first line of an error, where tensorstore names what failed."""
+    line = (str(error).splitlines() or [""])[0].partition(" [tensorstore_spec")[0]
+    return line.rpartition('": ')[2].partition(" [os_error")[0] or type(error).__name__
 
 
 def restore(
@@ -242,6 +272,11 @@ def _step_folders(directory: Path) -> list[str]:
 
 def _manifest(folder: Path) -> dict[str, Any]:
     return json.loads((folder / MANIFEST).read_text())
+
+
+def _write_manifest(folder: Path, content: dict[str, Any]) -> None:
+    content["digest"] = _digest(content)
+    write_atomically(folder / MANIFEST, json.dumps(content, indent=1).encode())
 
 
 def _loss(folder: Path) -> float | None:

@@ -20,6 +20,8 @@ def write_atomically(path: Path, content: bytes) -> None:
         with open(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666), "wb") as file:
             file.write(content)
         partial.replace(path)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from None  # not every system call names the file
     finally:
         partial.unlink(missing_ok=True)
 

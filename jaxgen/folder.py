@@ -8,7 +8,7 @@ import os
 import platform
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from importlib import metadata
@@ -29,6 +29,7 @@ from jaxgen.report import SUFFIXES
 
 LOCK = ".lock"
 CARD = "MODEL_CARD.md"
+LOG = "log.txt"  # what a run said once nobody read it
 LATEST = "latest"  # a link beside the folders of runs/
 
 
@@ -111,6 +112,12 @@ def record_in(directory: Path) -> Record:
     return record
 
 
+def known_as(directory: Path, spec: Spec) -> str:
+    """Name of the data: that which the folder has for the same data, if they were moved since."""
+    record = read_record(directory)
+    return record.data.name if record and record.data.digest == spec.digest else spec.name
+
+
 def exhibits(directory: Path) -> dict[str, list[Path]]:
     """The files that evaluations left, by caption, the newest last."""
     found: dict[str, list[Path]] = {}
@@ -159,7 +166,7 @@ def claim(directory: Path, record: Record, *, overwrite: bool) -> Record:
             for name in ("checkpoints", "samples", "events"):
                 if (directory / name).exists():
                     shutil.rmtree(directory / name)
-            for name in ("metrics.jsonl", "report.html", CARD, "replay.json"):
+            for name in ("metrics.jsonl", "report.html", CARD, LOG, "replay.json"):
                 (directory / name).unlink(missing_ok=True)
             return _written(directory, replace(record, history=(record.stretch(),)))
     except OSError as error:
@@ -183,14 +190,33 @@ def claim(directory: Path, record: Record, *, overwrite: bool) -> Record:
     if steps != history[-1].steps:
         history += (record.stretch(saved[-1]),)
         (directory / "report.html").unlink(missing_ok=True)  # of the shorter run; a new one says that this one is done
-        config = earlier.config | {"steps": steps}
-        _written(directory, replace(earlier, command=record.command, config=config, history=history))
+    config = earlier.config | {name: record.config[name] for name in ("steps", "data")}  # data may have been moved
+    if config != earlier.config:
+        changes = {"command": record.command, "source": record.source, "config": config, "history": history}
+        _written(directory, replace(earlier, **changes))
     return replace(record, history=history)
 
 
 def _written(directory: Path, record: Record) -> Record:
     write_atomically(directory / "config.json", msgspec.json.format(msgspec.json.encode(record), indent=2) + b"\n")
     return record
+
+
+def keeper(directory: Path) -> Callable[[], None]:
+    """Return a check to make before a run writes: a config.json that was removed is written anew.
+
+    The check raises UserError if the folder itself was removed or replaced, since what the run left there is gone.
+    """
+    config, mine = directory / "config.json", directory.stat()
+    content = config.read_bytes()
+
+    def keep() -> None:
+        if not (directory.is_dir() and os.path.samestat(directory.stat(), mine)):
+            raise UserError(f"{directory} was removed or replaced while the run wrote to it: start the run again")
+        if not config.exists():
+            write_atomically(config, content)
+
+    return keep
 
 
 @contextmanager

@@ -1,18 +1,22 @@
 """What a run says while it runs: a progress bar or plain lines, metrics.jsonl, TensorBoard events."""
 
+import errno
 import json
 import math
 import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO, TypeVar
 
 import numpy as np
 
 from jaxgen.files import write_atomically
 from jaxgen.train import Progress
+
+T = TypeVar("T")
 
 
 class Log:
@@ -45,12 +49,12 @@ class Log:
         self._since: list[Progress] = []
         self._quiet, self._bar, self._events = quiet or directory is None, None, None
         if directory is None:
-            self._file = open(os.devnull, "w")  # noqa: SIM115
+            self._file = open(os.devnull, "wb", buffering=0)  # noqa: SIM115
         else:
             path = directory / "metrics.jsonl"
             kept = [row for row in read(directory) if row["step"] <= start]
             write_atomically(path, "".join(json.dumps(row) + "\n" for row in kept).encode())
-            self._file = path.open("a")
+            self._file = path.open("ab", buffering=0)  # a line that the disk has no room for is not tried again
             self._events = _tensorboard(directory, start)
         if sys.stderr.isatty() and not self._quiet:
             from tqdm import tqdm
@@ -59,6 +63,9 @@ class Log:
 
     def progress(self, progress: Progress) -> None:
         """Hears of every chunk; writes a line where one is due."""
+        if self._bar is not None and not sys.stderr.isatty():  # the terminal was closed: lines in the log instead
+            self._bar.close()
+            self._bar = None
         if self._bar is not None:
             losses = ", ".join(f"{n} {v[-1]:.4g}" for n, v in progress.metrics.items() if "loss" in n)
             rate = _rate([progress], self._batch_size)
@@ -94,8 +101,12 @@ class Log:
 
     def write(self, step: int, values: dict[str, Any]) -> None:
         """One line of metrics.jsonl."""
-        self._file.write(json.dumps({"step": step} | values, allow_nan=False) + "\n")
-        self._file.flush()
+        line = (json.dumps({"step": step} | values, allow_nan=False) + "\n").encode()
+        try:
+            if self._file.write(line) < len(line):  # the rest has no room
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(self._file.name)) from None
 
     def warn(self, step: int, warning: str) -> None:
         """What is wrong, in words, to the file and to whoever watches."""
@@ -115,6 +126,46 @@ class Log:
             self._bar.close()
         if self._events is not None:
             self._events.close()
+
+
+class _Outlasting:
+    """An output stream that goes on in a file where its reader has gone."""
+
+    def __init__(self, stream: TextIO, path: Path):
+        self._stream, self._path = stream, path
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        return self._outlast(partial(self._stream.write, text))
+
+    def flush(self) -> None:
+        self._outlast(self._stream.flush)
+
+    def _outlast(self, call: Callable[[], T]) -> T:
+        for path in (self._path, Path(os.devnull)):  # the second where the disk is full
+            try:
+                return call()
+            except OSError as error:
+                line = f"{self._stream.name} cannot be written ({error.strerror}): its lines go on here\n"
+            with suppress(OSError):
+                file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+                os.dup2(file, self._stream.fileno())
+                os.close(file)
+                os.write(self._stream.fileno(), line.encode())
+        return call()
+
+
+@contextmanager
+def outlasting(path: Path) -> Iterator[None]:
+    """Within, what stdout and stderr are given goes to a file once nobody reads them: a closed terminal or pipe."""
+    streams = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = (stream and _Outlasting(stream, path) for stream in streams)
+    try:
+        yield
+    finally:
+        sys.stdout, sys.stderr = streams
 
 
 @contextmanager

@@ -6,15 +6,16 @@ no data are.
 """
 
 import difflib
+import errno
 import json
 import math
 import os
 import shlex
-import signal
 import sys
 import traceback
+import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -24,7 +25,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from jaxgen import cli, folder, log, parallel, privacy, processes, report
+from jaxgen import cli, folder, log, parallel, privacy, processes, report, signals
 from jaxgen.card import card
 from jaxgen.checkpoint import Checkpoints, restore
 from jaxgen.config import Config, check
@@ -49,7 +50,7 @@ from jaxgen.files import write_atomically
 from jaxgen.guard import Guard, is_finite
 from jaxgen.step import Step, make_step, over_seeds
 from jaxgen.train import Hook, Progress, train
-from jaxgen.types import Batch, TrainState
+from jaxgen.types import Batch, Params, TrainState
 
 REPLAY = "replay.json"
 
@@ -100,7 +101,11 @@ def errors_in_one_line() -> Iterator[None]:
     try:
         yield
     except (UserError, OSError) as error:
-        _end(f"error: {error}", 1, shared=getattr(error, "shared", False))
+        full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
+        advice = "; make room, then the same command goes on" if full else ""
+        _end(f"error: {error}{advice}", 1, shared=getattr(error, "shared", False))
+    except signals.Stopped:
+        _end("stopped; what was saved is whole, and the same command goes on", 0)
     except KeyboardInterrupt:
         _end("stopped at once; what was saved before is whole", 130)
     except Exception as error:
@@ -114,10 +119,12 @@ def errors_in_one_line() -> Iterator[None]:
 def _end(line: str, status: int, *, shared: bool = False) -> NoReturn:
     """Exits; where the others know nothing of it, without the farewell for which JAX would wait."""
     several = processes.several()
-    if not (several and shared and not processes.is_main()):
-        print(line, file=sys.stderr, flush=True)
+    with suppress(OSError):  # nobody may be there to read it
+        if not (several and shared and not processes.is_main()):
+            print(line, file=sys.stderr, flush=True)
+        if several and not shared:
+            sys.stdout.flush()
     if several and not shared:
-        sys.stdout.flush()
         os._exit(status)
     sys.exit(status)
 
@@ -128,6 +135,7 @@ def cache_compilations() -> None:
 
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         jax.config.update("jax_compilation_cache_dir", platformdirs.user_cache_dir("jaxgen"))
+    warnings.filterwarnings("ignore", "Error (reading|writing) persistent compilation cache")  # it compiles again
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)  # small ones too
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
 
@@ -137,6 +145,11 @@ def run(config: Config, load: Callable, build: Callable, name: str, command: str
 
     Every process of a run comes through here and computes the same; what is written, process 0 writes.
     """
+    with signals.received() as received:
+        _run(config, load, build, name, command, received)
+
+
+def _run(config: Config, load: Callable, build: Callable, name: str, command: str, received: signals.Signals) -> None:
     processes.main_first(lambda: check(config))
     main = processes.is_main()
     processes.from_main(lambda: folder.check_writable(config.workdir))
@@ -146,6 +159,8 @@ def run(config: Config, load: Callable, build: Callable, name: str, command: str
     if config.run.parallel == "pmap" and jax.process_count() > 1:
         raise UserError("--run.parallel pmap is for one process: use jit or shard_map", shared=True)
     data = processes.main_first(lambda: load(config))
+    if not config.run.overwrite:
+        data = replace(data, name=processes.from_main(lambda: folder.known_as(config.workdir, data.spec)))
     for notice in (data.notice, config.optimizer.noise_multiplier and privacy.NOTICE):
         if notice and main:
             print(f"notice: {notice}", file=sys.stderr)
@@ -168,14 +183,17 @@ def run(config: Config, load: Callable, build: Callable, name: str, command: str
             return _figures(config.workdir, record)
 
         finished = processes.from_main(claim)
+        kept = folder.keeper(config.workdir) if main else lambda: None
+        stack.enter_context(log.outlasting(config.workdir / folder.LOG))
         if finished:
             figures = {name: Estimate(*value) for name, value in finished.items()}
             if main:
                 print(f"{config.workdir} is finished: nothing left to do")
                 record = folder.read_record(config.workdir)  # of the machine that measured, not of this one
         else:
-            figures = _train_and_measure(config, experiment, data, mesh, record)
+            figures = _train_and_measure(config, experiment, data, mesh, record, received, kept)
         if figures and main:
+            kept()
             (config.workdir / REPLAY).unlink(missing_ok=True)
             _write_report(experiment, config.workdir, record, figures)
             _summary(experiment, config, record, figures)
@@ -183,7 +201,13 @@ def run(config: Config, load: Callable, build: Callable, name: str, command: str
 
 
 def _train_and_measure(
-    config: Config, experiment: Experiment, data: Dataset, mesh: Mesh, record: folder.Record
+    config: Config,
+    experiment: Experiment,
+    data: Dataset,
+    mesh: Mesh,
+    record: folder.Record,
+    received: signals.Signals,
+    kept: Callable[[], None],
 ) -> Figures | None:
     """The run's figures; None where a signal stopped it."""
     directory, main = config.workdir, processes.is_main()
@@ -208,22 +232,44 @@ def _train_and_measure(
             protocol=experiment.protocol,
         )
         with closing(writer):
-            state, stopped = _train(config, experiment, data, mesh, template, state, checkpoints, writer)
-            step = int(state.step)
-            if stopped:
-                again = " without --run.overwrite" if config.run.overwrite else ""
-                if main:
-                    print(f"stopped and saved at step {step} of {config.steps}: the same command goes on{again}")
-                return None
-            params = evaluation_params(state)
-            found = audit(config, experiment, params, data)
-            figures = measure(config, experiment, params, data.test) | found.figures
-            figures |= guarantee(config, experiment.model, len(data), step)
-            for warning in found.warnings:
-                writer.warn(step, warning)
-            _exhibit(directory, step, found.exhibits)
-            asked = {"audit": {"figures": list(found.figures), "verdict": found.verdict}} if experiment.audit else {}
-            writer.write(step, {"figures": figures, "measured": record.config["evaluate"]} | asked)
+            with received.patience():
+                state, stopped = _train(
+                    config, experiment, data, mesh, template, state, checkpoints, writer, received, kept
+                )
+            if not stopped and not any(processes.exchange(received.asked)):
+                try:
+                    with received.patience(False):
+                        return _measure(config, experiment, data, state, record, writer, kept)
+                except signals.Stopped:
+                    if processes.several():
+                        raise  # the others may be waiting for this one
+    again = " without --run.overwrite" if config.run.overwrite else ""
+    at = f"at step {int(state.step)} of {config.steps}{'' if stopped else ', before its figures were measured'}"
+    if main:
+        print(f"stopped and saved {at}: the same command goes on{again}")
+    return None
+
+
+def _measure(
+    config: Config,
+    experiment: Experiment,
+    data: Dataset,
+    state: TrainState,
+    record: folder.Record,
+    writer: log.Log,
+    kept: Callable[[], None],
+) -> Figures:
+    """Measures the figures of the last state and logs them."""
+    step, params = int(state.step), evaluation_params(state)
+    found = audit(config, experiment, params, data)
+    figures = measure(config, experiment, params, data.test) | found.figures
+    figures |= guarantee(config, experiment.model, len(data), step)
+    for warning in found.warnings:
+        writer.warn(step, warning)
+    processes.from_main(kept)
+    _exhibit(config.workdir, step, found.exhibits)
+    asked = {"audit": {"figures": list(found.figures), "verdict": found.verdict}} if experiment.audit else {}
+    writer.write(step, {"figures": figures, "measured": record.config["evaluate"]} | asked)
     return figures
 
 
@@ -281,8 +327,13 @@ def _train(
     state: TrainState,
     checkpoints: Checkpoints,
     writer: log.Log,
+    received: signals.Signals,
+    kept: Callable[[], None],
 ) -> tuple[TrainState, bool]:
-    """Trains, and saves the state it ends in; True where a signal ended it."""
+    """Trains, and saves the state it ends in; True where a signal ended it.
+
+    A signal ends an evaluation too, which is then made up for by the run that goes on.
+    """
     model, stacked = experiment.model, config.seeds > 1
     split, held_out = ("validation", data.validation) if data.validation else ("test", data.test)
     fixed_key = jax.random.key(0)  # the same noise at each evaluation
@@ -295,19 +346,34 @@ def _train(
     guard = Guard(config.run.max_bad_steps, {f"{o.name or o.wrt} loss": o.every for o in model.objectives})
 
     def on_checkpoint(step: int, state: TrainState) -> None:
+        processes.from_main(kept)
         if is_finite(state.params):
             checkpoints.save(step, state, losses.get(step))
 
     def on_evaluate(step: int, state: TrainState) -> None:
-        params = evaluation_params(state)
+        try:
+            with received.patience(processes.several()):  # several cannot leave it one by one
+                evaluate(step, evaluation_params(state))
+        except signals.Stopped:
+            pass
+
+    def evaluate(step: int, params: Params) -> None:
         values = validate(config, experiment, params, held_out, fixed_key)
+        exhibits = experiment.exhibits(members(config, params)[0], held_out, fixed_key)
+        processes.from_main(kept)
+        _exhibit(config.workdir, step, exhibits)
         if experiment.criterion in values and math.isfinite(values[experiment.criterion].mean):
             losses[step] = values[experiment.criterion].mean
         writer.metrics(step, split, {name: value.mean for name, value in values.items()})
         writer.say(f"step {step}  {split}  " + "  ".join(f"{name} {value.mean:.4g}" for name, value in values.items()))
         for warning in experiment.warn(values):
             writer.warn(step, warning)
-        _exhibit(config.workdir, step, experiment.exhibits(members(config, params)[0], held_out, fixed_key))
+
+    def owed(step: int) -> bool:
+        """Whether an evaluation was due at the step that a run goes on from, and has not been logged."""
+        rows = [row for row in log.read(config.workdir) if row["step"] == step]
+        due = step > 0 and (step % config.run.evaluate_every == 0 or step == config.steps)
+        return due and not any(name.startswith(f"{split}/") for row in rows for name in row)
 
     def on_progress(progress: Progress) -> None:
         writer.progress(progress)
@@ -315,39 +381,41 @@ def _train(
 
     if config.optimizer.private and not int(state.step):  # the noise must outlive a kill before the first checkpoint
         checkpoints.save(0, state)
-    with _stop_on_signal() as asked:
-        signalled = processes.any_process(asked, mesh)
-        state = train(
-            state,
-            parallel.compile_steps(
-                partial(
-                    make_step,
-                    model,
-                    ema_decay=config.optimizer.ema_decay,
-                    accumulate=config.run.accumulate,
-                    guard=config.run.guard,
-                ),
-                template,
-                mesh,
-                config.run.parallel,
-                stacked=stacked,
+    if processes.from_main(lambda: owed(int(state.step))):
+        on_evaluate(int(state.step), state)
+        on_checkpoint(int(state.step), state)  # which is saved, and lacks the loss
+    signalled = processes.any_process(lambda: received.asked, mesh)
+    state = train(
+        state,
+        parallel.compile_steps(
+            partial(
+                make_step,
+                model,
+                ema_decay=config.optimizer.ema_decay,
+                accumulate=config.run.accumulate,
+                guard=config.run.guard,
             ),
-            batches,
-            stop=config.steps,
-            chunk=config.run.chunk,
-            hooks=[
-                Hook(config.run.evaluate_every, on_evaluate),
-                Hook(config.run.checkpoint_every, on_checkpoint),
-            ],
-            on_progress=on_progress,
-            should_stop=lambda: signalled() or guard.full,
-        )
-        step = int(state.step)
-        on_checkpoint(step, state)
-        checkpoints.wait()
-        if guard.full or not is_finite(state.params):
-            _stop_for_bad_numbers(config, guard)
-        return state, step < config.steps
+            template,
+            mesh,
+            config.run.parallel,
+            stacked=stacked,
+        ),
+        batches,
+        stop=config.steps,
+        chunk=config.run.chunk,
+        hooks=[
+            Hook(config.run.evaluate_every, on_evaluate),
+            Hook(config.run.checkpoint_every, on_checkpoint),
+        ],
+        on_progress=on_progress,
+        should_stop=lambda: signalled() or guard.full,
+    )
+    step = int(state.step)
+    on_checkpoint(step, state)
+    checkpoints.wait()
+    if guard.full or not is_finite(state.params):
+        _stop_for_bad_numbers(config, guard)
+    return state, step < config.steps
 
 
 def _exhibit(directory: Path, step: int, exhibits: Mapping[str, report.Exhibit]) -> None:
@@ -416,25 +484,6 @@ def _overflow(step: Callable, state: TrainState, batch: Batch) -> str:
     except FloatingPointError as error:
         return str(error).splitlines()[0]
     return "nothing went wrong this time; the run may have been on another platform"
-
-
-@contextmanager
-def _stop_on_signal() -> Iterator[Callable[[], bool]]:
-    """Within, the first SIGINT or SIGTERM asks to stop after the chunk; the second SIGINT stops at once."""
-    asked: list[int] = []
-
-    def on_signal(number: int, frame: Any) -> None:
-        if asked and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        asked.append(number)
-        os.write(2, b"stopping after this chunk of steps (again: at once)\n")  # print must not be entered twice
-
-    earlier = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield lambda: bool(asked)
-    finally:
-        for number, handler in earlier.items():
-            signal.signal(number, handler)
 
 
 def _figures(directory: Path, record: folder.Record) -> dict[str, list] | None:

@@ -54,7 +54,7 @@ def train(
       stop: number of steps after which training ends.
       chunk: most steps in one dispatch. A chunk never crosses a step at which a hook is due.
       hooks: called in order, when every step before them has finished.
-      should_stop: asked after every chunk.
+      should_stop: asked after every chunk, and after hooks.
       on_progress: called once for every chunk, one chunk late.
     """
     clock = time.perf_counter()
@@ -84,6 +84,7 @@ def train(
                 unreported = None
                 for hook in due:
                     hook.call(end, state)
+                stopping = stopping or should_stop()  # one of them may have been cut short
                 clock = time.perf_counter()  # the time of hooks is not the time of steps
             if stopping:
                 break

@@ -92,6 +92,17 @@ def test_a_checkpoint_is_found_by_its_name(tmp_path):
     assert len(said) == 1
 
 
+def test_a_loss_that_is_measured_later_is_added(tmp_path):
+    save(tmp_path, [1, 2])
+    checkpoints = Checkpoints(tmp_path, start=3)
+    checkpoints.save(3, state_of(3))
+    checkpoints.wait()
+    checkpoints.save(3, state_of(3), loss=-1.0)
+    checkpoints.close()
+    assert find(tmp_path, "best") == 3
+    load(tmp_path, 3)
+
+
 def flip_a_bit(folder):
     path = max((p for p in folder.rglob("d/*") if p.is_file()), key=lambda p: p.stat().st_size)
     content = bytearray(path.read_bytes())
@@ -154,15 +165,15 @@ def test_a_state_of_another_model_is_refused_by_the_names_of_its_arrays(tmp_path
         restore(tmp_path, template_of(fewer))
 
 
-# Orbax gives up at the first file that fails; the others then find its event loop closed.
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_a_write_that_fails_is_said_and_never_counted(tmp_path):
+@pytest.mark.parametrize("limit", [0, 100, 2_000])
+def test_a_write_that_fails_is_said_and_never_counted(tmp_path, limit, capfd, caplog):
     """A limit on the size of files stands for a full disk: both make the background write fail."""
     save(tmp_path, [1])
+    capfd.readouterr()
     said = []
     checkpoints = Checkpoints(tmp_path, start=1, say=said.append)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
     try:
         checkpoints.save(2, state_of(2))
         with pytest.raises(UserError, match=r"could not be written .*; the newest whole one is of step 1"):
@@ -170,10 +181,19 @@ def test_a_write_that_fails_is_said_and_never_counted(tmp_path):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert saved_steps(tmp_path) == [1]
+    assert [path.name for path in tmp_path.iterdir()] == ["1"]
     checkpoints.save(3, state_of(3))
     checkpoints.wait()
     checkpoints.close()
     load(tmp_path, 3)
+    assert capfd.readouterr() == ("", "")
+    assert not caplog.records
+
+
+def test_what_a_kill_kept_from_being_removed_goes_with_the_next_save(tmp_path):
+    save(tmp_path, [1, 2, 3, 4], keep=4)
+    save(tmp_path, [4], keep=2, start=4)
+    assert saved_steps(tmp_path) == [2, 3, 4]
 
 
 def test_the_manifest_lists_every_file_and_array(tmp_path):

@@ -19,7 +19,8 @@ from experiments import vae_mnist
 from jaxgen import __main__ as commands
 from jaxgen import config as flags
 from jaxgen import folder, log, parallel
-from jaxgen.checkpoint import restore, saved_steps
+from jaxgen import run as run_module
+from jaxgen.checkpoint import find, restore, saved_steps
 from jaxgen.errors import UserError
 from jaxgen.experiment import abstract_state
 from jaxgen.run import run
@@ -171,6 +172,33 @@ def interrupted(config, monkeypatch, start):
         train(config)
 
 
+@pytest.mark.parametrize(("when", "call"), [("validate", 0), ("validate", 1), ("measure", 0)])
+def test_a_signal_while_figures_are_measured_acts_at_once(config, whole, monkeypatch, capsys, when, call):
+    """And the same command goes on with measuring: the same lines in the log, the same best checkpoint."""
+    calls, original = [], getattr(run_module, when)
+
+    def interrupt(*args):
+        calls.append(args)
+        if len(calls) == call + 1:
+            signal.raise_signal(signal.SIGTERM)
+            calls.append("it went on")
+        return original(*args)
+
+    monkeypatch.setattr(run_module, when, interrupt)
+    train(config)
+    assert "it went on" not in calls
+    printed = capsys.readouterr().out
+    assert "stopped and saved at step" in printed
+    assert ("at step 120 of 120, before its figures were measured" in printed) == (call == 1 or when == "measure")
+    train(config)
+    assert_same_state(config.workdir, whole)
+    rows, expected = log.read(config.workdir), log.read(whole)
+    for row in rows + expected:
+        row.pop("train/images per second", None)
+    assert rows == expected
+    assert find(config.workdir / "checkpoints", "best") == find(whole / "checkpoints", "best")
+
+
 def test_more_steps_go_on_from_a_finished_run(finished, tmp_path, monkeypatch, capsys):
     """With the schedules of the new number; an interruption on the way changes nothing."""
     capsys.readouterr()
@@ -274,6 +302,29 @@ def test_a_damaged_checkpoint_is_passed_over_and_the_end_is_the_same(finished, w
     assert_same_state(config.workdir, whole)
 
 
+@pytest.mark.parametrize("what", ["config.json", "."])
+def test_what_is_removed_meanwhile(config, monkeypatch, what):
+    """A record is written anew; where the whole folder is gone, one line says so, and the same command starts again."""
+    progress = log.Log.progress
+
+    def remove(self, chunk):
+        progress(self, chunk)
+        path = config.workdir / what
+        if chunk.start == 20:
+            path.unlink() if path.is_file() else shutil.rmtree(path)
+
+    monkeypatch.setattr(log.Log, "progress", remove)
+    if what == "config.json":
+        train(config)
+    else:
+        with pytest.raises(UserError, match="run was removed or replaced while the run wrote to it: start the run"):
+            train(config)
+        assert not config.workdir.exists()
+        monkeypatch.undo()
+        train(config)
+    commands.main(["evaluate", str(config.workdir), "--nll-samples", "2"])
+
+
 def test_one_folder_one_process(finished):
     config = finished
     shutil.rmtree(config.workdir / "checkpoints")  # there is nothing to go on from yet
@@ -283,18 +334,28 @@ def test_one_folder_one_process(finished):
     assert log.read(config.workdir)
 
 
-def test_other_data_of_the_same_name_are_noticed(config, tmp_path):
+def test_data_may_move_and_other_data_are_noticed(config, tmp_path, capsys):
     pictures = tmp_path / "pictures"
     pictures.mkdir()
     for i in range(12):
         Image.fromarray(np.full((8, 8), 20 * i, np.uint8)).save(pictures / f"{i}.png")
     config = replace(config, steps=4, batch_size=8, data=flags.ImageDataConfig(f"folder:{pictures}"))
     train(config)
-    Image.fromarray(np.zeros((8, 8), np.uint8)).save(pictures / "5.png")
+    moved = pictures.rename(tmp_path / "moved")
+    with pytest.raises(UserError, match="there is no folder"):
+        commands.main(["evaluate", str(config.workdir), "--trust"])
+    commands.main(["evaluate", str(config.workdir), "--data.name", f"folder:{moved}"])
+    assert f"at step 4, folder:{pictures} test" in capsys.readouterr().out
+    config = replace(config, steps=8, data=replace(config.data, name=f"folder:{moved}"))
+    train(config)  # goes on, and knows from now on where the data lie
+    assert "going on from step 4" in capsys.readouterr().out
+    commands.main(["evaluate", str(config.workdir), "--trust"])
+    assert {row["step"] for row in log.read(config.workdir)} == {4, 8}
+    Image.fromarray(np.zeros((8, 8), np.uint8)).save(moved / "5.png")
     with pytest.raises(UserError, match=r"--data.digest"):
         train(config)
     with pytest.raises(UserError, match="digest"):
-        commands.main(["evaluate", str(config.workdir)])
+        commands.main(["evaluate", str(config.workdir), "--trust"])
 
 
 def test_a_checkpoint_of_four_devices_is_read_on_one(whole, environment, tmp_path):
@@ -333,6 +394,19 @@ def test_interrupted_at_any_chunk_it_goes_on_bit_for_bit(config, whole, tmp_path
     for row in rows + expected:
         row.pop("train/images per second", None)
     assert [row["step"] for row in rows] == [row["step"] for row in expected]
+
+
+def test_it_trains_on_when_nobody_reads_what_it_says(tmp_path, environment):
+    workdir = tmp_path / "run"
+    command = [sys.executable, "-u", "-m", "experiments.vae_mnist", *TINY, "--workdir", str(workdir), "--steps", "200"]
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.readline()
+        process.stdout.close()
+        assert process.wait(timeout=120) == 0, process.stderr.read()
+    text = (workdir / "log.txt").read_text()
+    assert "<stdout> cannot be written (Broken pipe): its lines go on here\n" in text
+    assert "step 200/200" in text
+    assert "test NLL" in text
 
 
 def test_killed_and_started_again_in_a_new_process_it_ends_in_the_same_state(tmp_path, environment):
@@ -380,7 +454,7 @@ def test_commands_take_any_checkpoint(finished, tmp_path, capsys):
         printed = capsys.readouterr().out
         assert f"4 samples of {run} at step {step}" in printed
         assert f"{run} at step {step}, mnist_5k test" in printed
-    commands.main(["reproduce", str(out)])
+    commands.main(["reproduce", str(out), "--trust"])
     for words in (["interpolate", "--num", "2"], ["traverse"], ["arithmetic"]):
         commands.main([words[0], run, *words[1:], "--out", str(out), "--checkpoint", "80"])
         assert "at step 80" in capsys.readouterr().out

@@ -12,7 +12,7 @@ FLOORS = {
     "ranges": 1, "cli": 2,
     "step": 1, "privacy": 1, "distributions": 1, "data": 1, "parallel": 1, "processes": 1, "checkpoint": 1,
     "models": 2, "evaluate": 2,
-    "train": 3, "log": 3, "config": 3, "guard": 3, "audit": 3,
+    "train": 3, "log": 3, "config": 3, "guard": 3, "signals": 3, "audit": 3,
     "folder": 4, "experiment": 4, "run": 4, "classifier": 4,
     "commands": 5, "__main__": 5, "__init__": 5,
 }  # fmt: skip

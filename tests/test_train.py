@@ -259,9 +259,9 @@ def test_going_on_is_the_same_as_never_stopping():
 
 
 def test_stops_after_the_chunk_when_asked():
-    asked = iter([False, False, True])
+    asked = iter([False, False, False, True])
     state, _, progress = run(should_stop=lambda: next(asked))
-    assert int(state.step) == progress[-1].stop == 8  # 0-4, 4-5 (a hook is due), 5-8
+    assert int(state.step) == progress[-1].stop == 8  # 0-4, 4-5 (a hook is due, asked twice), 5-8
 
 
 def test_chunks_never_cross_a_period():

@@ -59,7 +59,8 @@ def trained_on(record: Any, module: Any, config: Any, where: Where) -> tuple[Any
     from jaxgen.run import cache_compilations
 
     cache_compilations()
-    name = where.data_name or record.data.name
+    # The name of a path is where the data lie now; another may stand for a data set that could not be had.
+    name = where.data_name or (config.data.name if is_path(config.data.name) else record.data.name)
     confirmed(name if is_path(name) else None, where.data_name, where, "--data.name", config.workdir)
     folder = confirmed(config.data.dir, where.data_dir, where, "--data.dir", config.workdir)
     # What data were used instead of others, and how, the record knows.
