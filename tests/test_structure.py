@@ -1,6 +1,10 @@
 """The house's rules, read off the source: imports only go down, and the core needs little."""
 
 import ast
+import os
+import re
+import tempfile
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -38,6 +42,16 @@ def imports(path: Path) -> list[tuple[str, bool]]:
             )
             found += [(name, node in tree.body) for name in names]
     return found
+
+
+def test_tests_see_nothing_of_the_user():
+    """No home with data sets, no working directory with runs, no network."""
+    assert Path(tempfile.gettempdir()).resolve() in Path.home().resolve().parents
+    assert not (Path.home() / "tensorflow_datasets").exists()
+    assert list(Path.cwd().iterdir()) == []
+    assert [name for name in os.environ if re.match("TFDS|SLURM|OMPI", name)] == []
+    with pytest.raises(OSError, match="refused"):
+        urllib.request.urlopen("https://www.python.org", timeout=1)
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
