@@ -253,6 +253,8 @@ class RunConfig:
     """How many processes make this run; 1 keeps it alone in any case."""
     process_id: Index | None = None
     """Which of them this is, from 0."""
+    start_timeout: Count = 60
+    """Seconds to wait at the start for the other processes."""
 
 
 @dataclass(frozen=True)

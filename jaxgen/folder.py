@@ -7,6 +7,7 @@ import json
 import os
 import platform
 import re
+import secrets
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -19,12 +20,12 @@ from typing import Any
 import jax
 import msgspec
 
-from jaxgen import __version__
+from jaxgen import __version__, processes
 from jaxgen.checkpoint import saved_steps
 from jaxgen.config import Config
 from jaxgen.data.source import Dataset, Spec
 from jaxgen.errors import UserError
-from jaxgen.files import write_atomically
+from jaxgen.files import PART, write_atomically
 from jaxgen.report import SUFFIXES
 
 LOCK = ".lock"
@@ -139,7 +140,7 @@ def check_writable(directory: Path) -> None:
         raise UserError(f"cannot write to {directory}: {existing} is not a writable folder; give another --workdir")
     if existing != directory.absolute():
         return
-    foreign = (path for path in directory.iterdir() if path.suffix != ".part" and path.name != LOCK)
+    foreign = (path for path in directory.iterdir() if path.suffix != PART and path.name != LOCK)
     if any(foreign) and read_record(directory) is None:
         raise UserError(f"{directory} is not empty and not a run folder: give another --workdir")
 
@@ -157,6 +158,8 @@ def claim(directory: Path, record: Record, *, overwrite: bool) -> Record:
     try:
         directory.mkdir(parents=True, exist_ok=True)
         earlier, saved = read_record(directory), saved_steps(directory / "checkpoints")
+        for part in directory.rglob(f".*{PART}"):  # left by a kill
+            part.unlink()
         if overwrite or not saved:
             if not overwrite and (directory / CARD).exists():
                 raise UserError(
@@ -200,6 +203,26 @@ def claim(directory: Path, record: Record, *, overwrite: bool) -> Record:
 def _written(directory: Path, record: Record) -> Record:
     write_atomically(directory / "config.json", msgspec.json.format(msgspec.json.encode(record), indent=2) + b"\n")
     return record
+
+
+def check_seen(directory: Path) -> None:
+    """Raises UserError where a process of a run sees another folder than process 0 under the same name."""
+
+    def leave() -> str:
+        name = f".{secrets.token_hex(8)}{PART}"
+        (directory / name).touch()
+        return name
+
+    mark = directory / processes.from_main(leave)
+    seen = processes.exchange(mark.exists())
+    if processes.is_main():
+        mark.unlink()
+    if not all(seen):
+        raise UserError(
+            f"process {seen.index(False)} does not see the folder {directory} of process 0: give all of them the same "
+            "--workdir, on a file system that they share",
+            shared=True,
+        )
 
 
 def keeper(directory: Path) -> Callable[[], None]:

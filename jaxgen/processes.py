@@ -1,7 +1,11 @@
 """Many processes as one run: the start, what they tell each other, and stopping together. The engine is JAX's own."""
 
 import json
+import os
+import re
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
 import jax
@@ -10,13 +14,21 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxgen.errors import UserError
+from jaxgen.meeting import meet
 
 T = TypeVar("T")
 
+LOSS = re.compile("Gloo|NCCL|peer|UNAVAILABLE|DEADLINE_EXCEEDED")
 HEARTBEAT_SECONDS = 30  # a process that has been silent for so long is dead, and the others stop
+LOST = "another process of this run was lost: see what it said; the same command on all of them goes on"
 
 
-def start(coordinator: str | None = None, num_processes: int | None = None, process_id: int | None = None) -> None:
+def start(
+    coordinator: str | None = None,
+    num_processes: int | None = None,
+    process_id: int | None = None,
+    timeout: int = 60,
+) -> None:
     """Joins the processes of a run; must come before anything asks JAX for its devices.
 
     Slurm, Open MPI, Kubernetes and TPU pods are found by JAX itself, and where there is none of them, and no argument,
@@ -26,6 +38,7 @@ def start(coordinator: str | None = None, num_processes: int | None = None, proc
       coordinator: host:port of process 0, that the others can reach.
       num_processes: how many there are.
       process_id: which of them this is, from 0.
+      timeout: seconds to wait for the others.
 
     Raises:
       UserError: only some of the three are given, or the others cannot be reached.
@@ -43,8 +56,10 @@ def start(coordinator: str | None = None, num_processes: int | None = None, proc
             raise UserError(f"--run.process-id {process_id}: expected 0 to {num_processes - 1}")
     # JAX would take SIGTERM for itself, also where nobody asks it; `any_process` is how a run stops.
     jax.config.update("jax_enable_preemption_service", False)
+    if coordinator is not None:
+        meet(coordinator, num_processes, process_id, timeout)
     try:
-        jax.distributed.initialize(*given, heartbeat_timeout_seconds=HEARTBEAT_SECONDS)
+        jax.distributed.initialize(*given, heartbeat_timeout_seconds=HEARTBEAT_SECONDS, initialization_timeout=timeout)
     except ValueError as error:
         if coordinator is None and "coordinator_address should be defined" in str(error):
             return  # no cluster
@@ -54,6 +69,28 @@ def start(coordinator: str | None = None, num_processes: int | None = None, proc
         raise UserError(
             f"the other processes cannot be reached ({reason}): are all started, and is it the port?"
         ) from None
+    _announce_losses()
+
+
+def _announce_losses() -> None:
+    """Has `jaxgen.herald` read what native code prints on stderr. What Python prints goes there as before."""
+    read, write = os.pipe()
+    program = [sys.executable, "-I", str(Path(__file__).with_name("herald.py")), f"error: {LOST}"]
+    os.posix_spawn(sys.executable, program, os.environ, file_actions=[(os.POSIX_SPAWN_DUP2, read, 0)], setsid=True)
+    sys.stderr = os.fdopen(os.dup(2), "w", buffering=1, errors="backslashreplace")
+    os.dup2(write, 2)
+    os.close(read)
+    os.close(write)
+
+
+def is_loss(error: Exception) -> bool:
+    """Whether an error of JAX comes from the loss of another process."""
+    return isinstance(error, jax.errors.JaxRuntimeError) and several() and bool(LOSS.search(str(error)))
+
+
+def announce_loss() -> None:
+    """Says that another process was lost, unless the herald has said it."""
+    os.write(2, f"error: {LOST}\n".encode())
 
 
 def several() -> bool:

@@ -10,8 +10,10 @@ import errno
 import json
 import math
 import os
+import re
 import shlex
 import sys
+import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -53,6 +55,7 @@ from jaxgen.train import Hook, Progress, train
 from jaxgen.types import Batch, Params, TrainState
 
 REPLAY = "replay.json"
+LARGEST = "the largest array of the state is"
 
 
 def main(
@@ -75,7 +78,8 @@ def main(
     with errors_in_one_line():
         arguments = [utf8(word) for word in sys.argv[1:]]  # a run's record is in UTF-8
         config = parse(name, sys.modules[build.__module__].__doc__ or "", default, named or {}, arguments)
-        processes.start(config.run.coordinator, config.run.num_processes, config.run.process_id)
+        flags = config.run
+        processes.start(flags.coordinator, flags.num_processes, flags.process_id, flags.start_timeout)
         run(config, load, build, name, shlex.join(["python", *map(utf8, sys.orig_argv[1:])]))
 
 
@@ -109,22 +113,53 @@ def errors_in_one_line() -> Iterator[None]:
     except KeyboardInterrupt:
         _end("stopped at once; what was saved before is whole", 130)
     except Exception as error:
-        if not processes.several():
+        line = _memory(error)
+        if not (line or processes.several()):
             raise
-        traceback.print_exc()
-        lost = isinstance(error, jax.errors.JaxRuntimeError)
-        _end("another process of this run may have died: see what it said" if lost else "", 1)
+        if processes.is_loss(error):
+            processes.announce_loss()
+        elif not line:
+            traceback.print_exc()
+        _end(line, 1)
+
+
+def _memory(error: Exception) -> str:
+    """The line for an error of numpy or XLA that could not allocate; empty for any other."""
+    text = (str(error).splitlines() or [""])[0]
+    if not (isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in text):
+        return ""
+    text = re.sub(r"\b\d{7,}(?= bytes)", lambda size: f"{int(size[0]):,}", text.removeprefix("RESOURCE_EXHAUSTED: "))
+    notes = [note for note in getattr(error, "__notes__", []) if note.startswith(LARGEST)]  # JAX has others
+    what = "; ".join(filter(None, [text.rstrip("."), *notes])) or "of Python itself"
+    return (
+        f"error: not enough memory ({what}): train with a smaller --batch-size, with --run.accumulate or --run.remat, "
+        "or draw fewer samples by --num"
+    )
+
+
+@contextmanager
+def _largest_named(state: TrainState) -> Iterator[None]:
+    """Within, an error of numpy or XLA, which may be want of memory, gets a note of the largest array of the state."""
+    try:
+        yield
+    except (MemoryError, jax.errors.JaxRuntimeError) as error:
+        path, array = max(jax.tree.leaves_with_path(state), key=lambda leaf: math.prod(leaf[1].shape))
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        error.add_note(f"{LARGEST} {name}, {array.dtype}{list(array.shape)}")
+        raise
 
 
 def _end(line: str, status: int, *, shared: bool = False) -> NoReturn:
     """Exits; where the others know nothing of it, without the farewell for which JAX would wait."""
     several = processes.several()
     with suppress(OSError):  # nobody may be there to read it
-        if not (several and shared and not processes.is_main()):
+        if line and not (several and shared and not processes.is_main()):
             print(line, file=sys.stderr, flush=True)
         if several and not shared:
             sys.stdout.flush()
     if several and not shared:
+        if processes.is_main() and not status:
+            time.sleep(2)  # JAX aborts those that are still there when process 0 goes
         os._exit(status)
     sys.exit(status)
 
@@ -146,7 +181,12 @@ def run(config: Config, load: Callable, build: Callable, name: str, command: str
     Every process of a run comes through here and computes the same; what is written, process 0 writes.
     """
     with signals.received() as received:
-        _run(config, load, build, name, command, received)
+        try:
+            _run(config, load, build, name, command, received)
+        except jax.errors.JaxRuntimeError as error:
+            if received.asked and processes.is_loss(error):  # the other got the signal too, and was quicker
+                raise signals.Stopped from None
+            raise
 
 
 def _run(config: Config, load: Callable, build: Callable, name: str, command: str, received: signals.Signals) -> None:
@@ -183,6 +223,7 @@ def _run(config: Config, load: Callable, build: Callable, name: str, command: st
             return _figures(config.workdir, record)
 
         finished = processes.from_main(claim)
+        folder.check_seen(config.workdir)
         kept = folder.keeper(config.workdir) if main else lambda: None
         stack.enter_context(log.outlasting(config.workdir / folder.LOG))
         if finished:
@@ -212,7 +253,8 @@ def _train_and_measure(
     """The run's figures; None where a signal stopped it."""
     directory, main = config.workdir, processes.is_main()
     template = abstract_state(config, experiment.model, data.spec, mesh)
-    state = initial_state(config, experiment, data, template)
+    with _largest_named(template):
+        state = initial_state(config, experiment, data, template)
     start = int(state.step)
     if start and main:
         before, now = ([None, *record.history])[-2:]
@@ -221,7 +263,7 @@ def _train_and_measure(
     checkpoints = Checkpoints(
         directory / "checkpoints", start=start, keep=config.run.keep, asynchronous=not config.run.synchronous
     )
-    with closing(checkpoints):
+    with _largest_named(template), closing(checkpoints):
         writer = log.Log(
             directory if main else None,
             start=start,

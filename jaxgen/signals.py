@@ -34,6 +34,9 @@ class Signals:
             if self.asked and not patient:
                 raise Stopped
             yield
+        except Stopped:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            raise
         finally:
             self.patient = before
 
@@ -44,18 +47,28 @@ class Signals:
         line = b"stopping after this chunk of steps (again: at once)\n" if self.patient else b"stopping\n"
         with suppress(OSError, AttributeError):  # the terminal may be closed; print must not be entered twice
             os.write(sys.stderr.fileno(), line)
+        self._stop(number, frame)
+
+    def _stop(self, number: int, frame: Any) -> None:
+        """Raises `Stopped`, and again after half a second: Python drops what is raised in callbacks of its own."""
         if not self.patient:
+            signal.setitimer(signal.ITIMER_REAL, 0.5)
             raise Stopped
 
 
 @contextmanager
 def received() -> Iterator[Signals]:
     """Within, signals stop in good order; a second SIGINT stops at once. One that is ignored, as by nohup, stays so."""
-    signals = Signals()
-    numbers = [n for n in STOPS if not (n == signal.SIGHUP and signal.getsignal(n) == signal.SIG_IGN)]
-    earlier = {number: signal.signal(number, signals._receive) for number in numbers}
+    signals, hook = Signals(), sys.unraisablehook
+    handlers = dict.fromkeys(STOPS, signals._receive) | {signal.SIGALRM: signals._stop}
+    if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
+        del handlers[signal.SIGHUP]
+    earlier = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    sys.unraisablehook = lambda dropped: None if dropped.exc_type is Stopped else hook(dropped)
     try:
         yield signals
     finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        sys.unraisablehook = hook
         for number, handler in earlier.items():
             signal.signal(number, handler)

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from experiments import vae_mnist
-from jaxgen import folder
+from jaxgen import folder, processes
+from jaxgen.errors import UserError
 from jaxgen.run import parse
 
 EXPERIMENTS = sorted(path.stem for path in Path(vae_mnist.__file__).parent.glob("*_*.py") if path.stem[0] != "_")
@@ -89,3 +90,11 @@ def test_what_is_no_such_link_stays(tmp_path, monkeypatch, make):
     before = os.lstat("runs/latest")
     folder.link_latest(Path("runs/one"))
     assert os.lstat("runs/latest") == before
+
+
+def test_a_folder_that_another_process_does_not_see_is_refused(tmp_path, monkeypatch):
+    folder.check_seen(tmp_path)
+    monkeypatch.setattr(processes, "exchange", lambda value: [value, False] if isinstance(value, bool) else [value])
+    with pytest.raises(UserError, match="process 1 does not see the folder"):
+        folder.check_seen(tmp_path)
+    assert not list(tmp_path.iterdir())

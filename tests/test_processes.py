@@ -16,8 +16,9 @@ import numpy as np
 import pytest
 
 from experiments import vae_mnist as vae_mnist_module
-from jaxgen import log
+from jaxgen import herald, log
 from jaxgen.checkpoint import saved_steps
+from jaxgen.processes import LOST
 
 WORKER = str(Path(__file__).with_name("worker.py"))
 TINY = ["--data.name", "mnist_5k", "--model.hidden", "8", "--model.latents", "2", "--batch-size", "16"]
@@ -213,13 +214,50 @@ def test_a_process_that_dies_without_a_word_stops_the_others(environment, tmp_pa
         until(running[0], "step 40/")
         running[1].kill()
         died = time.monotonic()
-        finish(running[:1], status=None, limit=60)
+        (output,) = finish(running[:1], status=None, limit=60)
         print(f"the other stopped after {time.monotonic() - died:.1f} s")
+    assert output.count(f"error: {LOST}\n") == output.count("error") == 1
+    assert "Traceback" not in output
+    assert "stack trace" not in output
+
+
+def test_a_process_that_does_not_start_is_named(environment, tmp_path):
+    one, other = joined(vae_mnist(tmp_path / "run", "--run.start-timeout", "1"), 2)
+    with started([one, [*other, "--nonsense"]], environment) as running:
+        output, _ = finish(running, status=None)
+    line = "error: process 1 of this run did not come within 1 s (--run.start-timeout): did "
+    assert output.startswith(line)
+    assert len(output.splitlines()) == 1
+
+
+def test_the_herald_drops_stack_traces():
+    """Native lines of others pass; of JAX's coordination service one line is left, however often it is said."""
+    head = "1128 01:20:38.973203   29433 "
+    native = [
+        f"W{head}cuda.cc:12] slow\n",
+        "\tand more\n",
+        "[Gloo] Rank 1 is connected\n",
+        f"E{head}coordination_service_agent.cc:289] Polled an error\n",
+        f"F{head}client.h:80] Terminating process because\n",
+        "1\n",
+        "*** Check failure stack trace: ***\n",
+        "    @     0x7f8666640634  absl::SendToLog()\n",
+        "farewell\n",
+    ]
+    for some, expected in (
+        (native, [*native[:2], "farewell\n"]),
+        (native[-1:], ["farewell\n"]),
+        (native[:1], native[:1]),
+    ):
+        command = [sys.executable, "-I", herald.__file__, "farewell"]
+        result = subprocess.run(command, input="".join(some), capture_output=True, text=True, check=True)
+        assert result.stderr == "".join(expected)
 
 
 def test_the_slurm_script_runs_and_asks_to_be_queued_again(environment, tmp_path):
     """With an srun that sets what Slurm's does, and an scontrol that says that it was called."""
     script = Path(vae_mnist_module.__file__).parent / "launch" / "slurm.sbatch"
+    assert "\n#SBATCH --signal=USR1@120 " in script.read_text()  # no B: before it, so that the processes get it
     for name, program in {
         "srun": 'shift; for i in 0 1; do SLURM_PROCID=$i SLURM_LOCALID=$i "$@" & done; wait',
         "scontrol": 'echo "scontrol $*"',

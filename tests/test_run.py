@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
@@ -300,6 +301,25 @@ def test_a_damaged_checkpoint_is_passed_over_and_the_end_is_the_same(finished, w
     assert "checkpoint 120 is passed over" in printed
     assert f"going on from step 80 in {config.workdir}" in printed
     assert_same_state(config.workdir, whole)
+
+
+def test_want_of_memory_is_one_line(config, monkeypatch, capsys):
+    for allocate, what in (
+        (lambda: np.empty(10**15), "Unable to allocate 7.11 PiB for an array with shape (1000000000000000,)"),
+        (lambda: jnp.zeros((10**7, 10**7)), "Out of memory allocating 400,000,000,000,000 bytes"),
+    ):
+        with pytest.raises(SystemExit), run_module.errors_in_one_line():
+            allocate()
+        assert re.fullmatch(rf"error: not enough memory \({re.escape(what)}.*\n", capsys.readouterr().err)
+
+    def too_large(*args):
+        raise MemoryError
+
+    monkeypatch.setattr(run_module, "gather", too_large)
+    with pytest.raises(SystemExit), run_module.errors_in_one_line():
+        train(config)
+    line = "error: not enough memory (the largest array of the state is params/vae/decoder_1/Dense_2/kernel, float32"
+    assert capsys.readouterr().err.startswith(line)
 
 
 @pytest.mark.parametrize("what", ["config.json", "."])

@@ -24,6 +24,25 @@ def test_a_signal_asks_or_acts_at_once(number):
     assert [signal.getsignal(n) for n in STOPS] == before
 
 
+def test_what_python_drops_is_raised_again():
+    """In a destructor, say; the timer is that of the system."""
+
+    class Owner:
+        def __del__(self):
+            signal.raise_signal(signal.SIGTERM)
+
+    def lose():
+        Owner()
+        signal.pause()  # until the second time
+
+    hook = sys.unraisablehook
+    with received() as signals:
+        with pytest.raises(Stopped), signals.patience(False):
+            lose()
+        assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)
+    assert sys.unraisablehook is hook
+
+
 def test_a_second_ctrl_c_stops_at_once():
     with received() as signals, signals.patience():
         signal.raise_signal(signal.SIGTERM)
