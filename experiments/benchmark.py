@@ -15,7 +15,7 @@ Each comparison takes turns within one process, since machines drift; the ratio 
   start    from the start of a process to its first logged step, compilation cache full against empty
   run      the default run: seconds and memory
 
-gan and gpt need PyTorch (pip install -e '.[benchmark]'), gpt nanoGPT too (NANOGPT is the folder of its checkout).
+gan and gpt need PyTorch, gpt nanoGPT too (NANOGPT is the folder of its checkout).
 """
 
 import argparse

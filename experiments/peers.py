@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from experiments import transformer_text
-from jaxgen.errors import UserError
+from jaxgen.errors import UserError, install
 from jaxgen.folder import cores
 
 
@@ -21,7 +21,7 @@ def pytorch():
     try:
         import torch
     except ModuleNotFoundError:
-        raise UserError("this comparison needs PyTorch: pip install -e '.[benchmark]'") from None
+        raise UserError(f"this comparison needs PyTorch: {install('torch')}") from None
     torch.set_num_threads(cores())
     return torch
 

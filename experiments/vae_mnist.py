@@ -76,7 +76,7 @@ class EvaluateConfig(flags.ImageEvaluateConfig):
     """Importance samples per test image for its negative log-likelihood; published tables use 5000."""
     disentanglement: Annotated[int, Meta(ge=100, le=1_000_000)] | None = 1_000
     """Test images on which predictors of the factors are trained, as many to test them, where the data have known
-    factors (pip install -e '.[insight]'); None: no scores of disentanglement."""
+    factors (needs scikit-learn); None: no scores of disentanglement."""
 
 
 @dataclass(frozen=True)

@@ -11,3 +11,8 @@ class UserError(Exception):
     def __init__(self, message: str, *, shared: bool = False):
         super().__init__(message)
         self.shared = shared
+
+
+def install(*packages: str) -> str:
+    """Command that installs packages, for a message. It names no extra, so it works beside a checkout and a wheel."""
+    return f"pip install {' '.join(packages)}"

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxgen.errors import UserError
+from jaxgen.errors import UserError, install
 from jaxgen.types import PyTree
 
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -19,7 +19,7 @@ def require_packages() -> None:
         import flatbuffers  # noqa: F401 - jax.export needs it and does not say so
         import safetensors  # noqa: F401
     except ImportError as error:
-        raise UserError(f"export needs two more packages ({error}): pip install 'jaxgen[export]'") from error
+        raise UserError(f"export needs two more packages ({error}): {install('flatbuffers', 'safetensors')}") from error
 
 
 def exported_sampler(sample: Callable[..., jax.Array], params: PyTree, num: int | None) -> tuple[Any, bool]:

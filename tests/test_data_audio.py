@@ -237,12 +237,12 @@ def test_what_cannot_be_is_said(tmp_path, monkeypatch):
         (tmp_path / name).write_bytes(wav(tone(0.1, 16_000), 16_000))
     with monkeypatch.context() as patch:
         patch.setitem(sys.modules, "soundfile", None)
-        with pytest.raises(UserError, match=r"needs the package soundfile: pip install 'jaxgen\[audio\]'"):
+        with pytest.raises(UserError, match=r"needs the package soundfile: pip install soundfile"):
             load_audio(f"audio:{tmp_path}")
     pytest.importorskip("soundfile", reason="needs the extra audio")
     with monkeypatch.context() as patch:
         patch.setitem(sys.modules, "soxr", None)
-        with pytest.raises(UserError, match=r"16000 samples per second.* soxr: pip install 'jaxgen\[audio\]'"):
+        with pytest.raises(UserError, match=r"16000 samples per second.* soxr: pip install soxr"):
             load_audio(f"audio:{tmp_path}")
     (tmp_path / "b.wav").write_bytes(b"RIFF but no more")
     with pytest.raises(UserError, match=r"b.wav is not a readable sound .*repair or remove this file"):

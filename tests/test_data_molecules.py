@@ -219,10 +219,10 @@ def test_a_token_that_never_ends_is_no_molecule():
 def test_without_the_extra_it_is_named(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setitem(sys.modules, "rdkit", None)
-        with pytest.raises(UserError, match=r"pip install 'jaxgen\[molecules\]'"):
+        with pytest.raises(UserError, match="pip install rdkit"):
             load_molecules(written(tmp_path))
     monkeypatch.setitem(sys.modules, "selfies", None)
-    with pytest.raises(UserError, match=r"pip install 'jaxgen\[molecules\]', or choose --data.representation smiles"):
+    with pytest.raises(UserError, match=r"pip install selfies, or choose --data.representation smiles"):
         load_molecules(written(tmp_path), representation="selfies")
 
 

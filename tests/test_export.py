@@ -41,9 +41,9 @@ from jaxgen.handover import exported_sampler, safetensors_of, words
 
 pytestmark = pytest.mark.usefixtures("one_device")
 
-pytest.importorskip("flatbuffers", reason="pip install 'jaxgen[export]'")
-safetensors = pytest.importorskip("safetensors", reason="pip install 'jaxgen[export]'")
-load_file = pytest.importorskip("safetensors.numpy", reason="pip install 'jaxgen[export]'").load_file
+pytest.importorskip("flatbuffers", reason="needs the extra export")
+safetensors = pytest.importorskip("safetensors", reason="needs the extra export")
+load_file = pytest.importorskip("safetensors.numpy", reason="needs the extra export").load_file
 
 IMAGES = flags.ImageDataConfig("mnist_5k", image_size=8)
 GREY = flags.ImageDataConfig("mnist_5k", image_size=32, binarization="none")
@@ -104,7 +104,7 @@ def untrained(name: str, workdir: Path, **changes) -> Path:
     """A run folder as training leaves one, of parameters that were drawn instead of learnt."""
     config, module = CONFIGS[name], sys.modules[f"experiments.{name.split()[0]}"]
     if "molecules" in name:
-        pytest.importorskip("rdkit", reason="pip install 'jaxgen[molecules]'")
+        pytest.importorskip("rdkit", reason="needs the extra molecules")
     if "text" in name:
         (workdir.parent / "text.txt").write_text("the quick brown fox jumps over the lazy dog é!\n" * 20)
         changes["data"] = flags.TextDataConfig(f"text:{workdir.parent / 'text.txt'}")
@@ -294,7 +294,7 @@ def test_mistakes(tmp_path, monkeypatch):
     assert not out.exists()
     with monkeypatch.context() as patch:
         patch.setitem(sys.modules, "flatbuffers", None)
-        with pytest.raises(UserError, match=r"pip install 'jaxgen\[export\]'"):
+        with pytest.raises(UserError, match="pip install flatbuffers safetensors"):
             exported(directory, out)
     shutil.rmtree(directory / "checkpoints")
     with pytest.raises(UserError, match="has no checkpoint yet"):

@@ -140,5 +140,5 @@ def test_frechet_chemnet_distance_where_it_is_installed(monkeypatch):
 
 def test_without_rdkit_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "rdkit", None)
-    with pytest.raises(UserError, match=r"molecules need RDKit .*pip install 'jaxgen\[molecules\]'"):
+    with pytest.raises(UserError, match=r"molecules need RDKit .*pip install rdkit"):
         chemistry.canonical(FOUR)

@@ -4,6 +4,7 @@ import ast
 import os
 import re
 import tempfile
+import tomllib
 import urllib.request
 from pathlib import Path
 
@@ -52,6 +53,22 @@ def test_tests_see_nothing_of_the_user():
     assert [name for name in os.environ if re.match("TFDS|SLURM|OMPI", name)] == []
     with pytest.raises(OSError, match="refused"):
         urllib.request.urlopen("https://www.python.org", timeout=1)
+
+
+def test_advice_to_install_names_packages_that_the_project_declares():
+    """Pip finds these packages from a checkout and from a wheel; the project itself lies on no index."""
+    declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    groups = [declared["dependencies"], *declared["optional-dependencies"].values()]
+    names = {re.match(r"[\w-]+", one)[0] for group in groups for one in group}
+    advised = set()
+    for path in [*FILES, *(ROOT / "experiments").rglob("*.py")]:
+        text = path.read_text()
+        assert "pip install" not in text or path.name == "errors.py", path
+        advised |= {
+            name for call in re.findall(r"\binstall\((.*?)\)", text) for name in re.findall(r"'([\w-]+)'", call)
+        }
+    assert len(advised) > 8
+    assert advised <= names
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))

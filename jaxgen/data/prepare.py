@@ -23,7 +23,7 @@ from http.client import HTTPException
 from pathlib import Path
 
 from jaxgen.data.catalogue import RAW, RAW_AUDIO, RAW_MOLECULES, RAW_TEXT, Raw
-from jaxgen.errors import UserError
+from jaxgen.errors import UserError, install
 
 
 def _raw(name: str) -> Raw:
@@ -129,7 +129,7 @@ def prepare(name: str, *, raw_dir: str | Path, data_dir: str | Path | None = Non
         root.mkdir(parents=True, exist_ok=True)
         _write(name, contents, root)
     except ImportError as error:
-        raise UserError(f"cannot write {name} without array_record ({error}): pip install array_record") from error
+        raise UserError(f"cannot write {name} without array_record ({error}): {install('array_record')}") from error
     except OSError as error:
         # Another process may have finished first; its folder is as good as ours.
         if (folder := find(name, root)) is None:

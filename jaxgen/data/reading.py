@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from jaxgen.data.walk import shown
-from jaxgen.errors import UserError
+from jaxgen.errors import UserError, install
 
 MOST = 2**30  # bytes of one file, after decompression
 JSON_LINES = (".jsonl", ".ndjson")
@@ -269,7 +269,7 @@ def _parquet(content: bytes, path: Path, name: str | None) -> Iterator[str | Non
         import pyarrow.parquet
     except ImportError as error:
         raise UserError(
-            f"{shown(path)}: Parquet needs the package pyarrow (pip install pyarrow); or convert the file to CSV: "
+            f"{shown(path)}: Parquet needs the package pyarrow ({install('pyarrow')}); or convert the file to CSV: "
             f"""duckdb -c "COPY '{shown(path)}' TO '{shown(path.stem)}.csv'" """.rstrip()
         ) from error
     try:

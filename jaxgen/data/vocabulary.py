@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxgen.errors import UserError
+from jaxgen.errors import UserError, install
 
 MOST = 65_536  # tokens: what uint16 can count
 START, STOP = 0, 1  # of a molecule: tokens that say where it begins and ends, and stand for no text
@@ -248,7 +248,7 @@ def _tokenizers() -> ModuleType:
         import tokenizers.trainers
     except ImportError as error:
         raise UserError(
-            f"byte pairs need the package tokenizers ({error}): pip install tokenizers, or choose "
+            f"byte pairs need the package tokenizers ({error}): {install('tokenizers')}, or choose "
             "--data.vocabulary characters or bytes"
         ) from error
     return tokenizers
@@ -259,7 +259,6 @@ def _selfies() -> ModuleType:
         import selfies
     except ImportError as error:
         raise UserError(
-            f"SELFIES need the package selfies ({error}): pip install 'jaxgen[molecules]', or choose "
-            "--data.representation smiles"
+            f"SELFIES need the package selfies ({error}): {install('selfies')}, or choose --data.representation smiles"
         ) from error
     return selfies

@@ -13,7 +13,7 @@ from pathlib import Path
 import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from jaxgen.errors import UserError
+from jaxgen.errors import UserError, install
 from jaxgen.files import write_atomically
 from jaxgen.networks.inception import EPSILON, shapes
 from jaxgen.types import PyTree
@@ -112,7 +112,7 @@ def convert_file(source: Path, out: Path) -> None:
     try:
         import torch
     except ImportError:
-        raise UserError(f"reading {source} needs PyTorch, this once: pip install torch") from None
+        raise UserError(f"reading {source} needs PyTorch, this once: {install('torch')}") from None
     try:
         state = torch.load(source, map_location="cpu", weights_only=True)
         state = {name: value.numpy() for name, value in state.items()}

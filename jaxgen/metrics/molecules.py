@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxgen.errors import UserError
+from jaxgen.errors import UserError, install
 
 PROPERTIES = ("logP", "QED", "SA", "weight")
 TOLERANCE = {"logP": 0.5, "QED": 0.1, "SA": 0.5, "weight": 25.0}  # of what counts as what was asked for
@@ -26,7 +26,7 @@ def rdkit() -> ModuleType:
         import rdkit
         import rdkit.Chem
     except ImportError as error:
-        raise UserError(f"molecules need RDKit ({error}): pip install 'jaxgen[molecules]'") from error
+        raise UserError(f"molecules need RDKit ({error}): {install('rdkit')}") from error
     return rdkit
 
 
