@@ -11,7 +11,7 @@ import numpy as np
 from msgspec import Meta
 
 from jaxgen import config as flags
-from jaxgen.classifier import Classifier, classifier
+from jaxgen.classifier import Classifier, classifier, shortage
 from jaxgen.data import Dataset, Spec
 from jaxgen.data.audio import frequency
 from jaxgen.data.decode import to_wave
@@ -93,6 +93,8 @@ def judged(
     if not spec.classes:
         return {}
     judge = judge_of(spec, rate, load)
+    if judge is None:
+        return {}
     features, probabilities = judge.apply(pictures(sounds, rate))
     expected, _ = judge.apply(pictures(arrays["audio"], rate))
     of, figures = f"{judge.name}; {len(sounds):,} samples{at}, {len(expected):,} held out", {}
@@ -122,8 +124,14 @@ def tuned(sounds: np.ndarray, labels: np.ndarray, arrays: Arrays, spec: Spec, ra
     }
 
 
-def judge_of(spec: Spec, rate: int, load: Callable[[], Dataset]) -> Classifier:
-    """A classifier of spectrograms, trained once on the data's labels."""
+def judgeable(data: Dataset) -> Dataset:
+    """The data, with a notice if they have labels and are too few to train a judge on."""
+    reason = shortage(data, labels=True) if data.classes and data.name != "notes" else ""
+    return data.noted(reason) if reason else data
+
+
+def judge_of(spec: Spec, rate: int, load: Callable[[], Dataset]) -> Classifier | None:
+    """Return a classifier of spectrograms, trained once on the labels of the data; None if the data are too few."""
 
     def as_pictures() -> Dataset:
         data = load()

@@ -4,6 +4,7 @@ By default convolutional networks after Radford et al. 2016, conditional on the 
 the gradient penalties of Huang et al. 2024 (R3GAN), which never diverged here. `dcgan` is the recipe of 2015.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -17,12 +18,12 @@ from msgspec import Meta
 
 from jaxgen import config as flags
 from jaxgen.audit import images_audit
-from jaxgen.classifier import Classifier, classifier, inception
+from jaxgen.classifier import Classifier, classifier, inception, shortage
 from jaxgen.data import Dataset, Spec
 from jaxgen.data.augment import diff_augment
 from jaxgen.data.decode import from_signed, to_signed
 from jaxgen.errors import UserError
-from jaxgen.evaluate import Estimate, estimate, interval
+from jaxgen.evaluate import Estimate, estimate, evaluate, interval
 from jaxgen.experiment import Experiment, Latents, in_batches
 from jaxgen.interpolation import spherical, straight
 from jaxgen.metrics import fidelity
@@ -70,7 +71,7 @@ class ModelConfig(GameConfig):
     prior: Literal["normal", "uniform"] = "normal"
     """Of each latent: N(0, 1), or uniform in [-1, 1]."""
     conditional: bool = True
-    """Give both networks the label."""
+    """Condition both networks on the label, if the data have labels."""
     norm: Kind = "batch"
     """Normalisation in the generator."""
     discriminator_norm: Kind = "none"
@@ -88,13 +89,17 @@ class EvaluateConfig(flags.ImageEvaluateConfig):
     """What is measured at the end, and by `python -m jaxgen evaluate`."""
 
     metrics: str = "frechet,kernel,prdc,labels"
-    """Some of frechet, kernel, prdc, score (of a classifier), labels (that a classifier gives); separated by commas."""
+    """Some of frechet, kernel, prdc, and of labelled data score and labels (that a classifier gives), separated by
+    commas."""
+    judge: bool = True
+    """Compare samples with held-out images in the features of a network: trained once on the labels of the data, on
+    rotations of images without labels (Gidaris et al. 2018), or given by --evaluate.inception."""
     num_samples: Annotated[int, Meta(ge=10, le=1_000_000)] = 10_000
     """Generated images that are measured; as many held-out ones, if there are so many."""
     truncation: Positive | None = 2.0
     """Largest distance of a latent from 0: lower is less diverse, and more typical; None has no bound."""
     inception: Path | None = None
-    """Weights of FID's Inception network; without, the features are of a classifier trained on the data's labels."""
+    """Weights of FID's Inception network, to compare samples in its features."""
 
 
 @dataclass(frozen=True)
@@ -131,7 +136,13 @@ def load(config: Config) -> Dataset:
     weights = config.evaluate.inception
     if weights is not None and not weights.is_file():  # said before hours of training, not after
         raise UserError(f"--evaluate.inception {weights}: there is no such file; see python -m jaxgen data inception")
-    return config.data.load()
+    return judgeable(config, config.data.load())
+
+
+def judgeable(config: Config, data: Dataset) -> Dataset:
+    """The data, with a notice if a judge was asked for and there are too few to train one."""
+    reason = shortage(data, bool(data.classes)) if config.evaluate.judge and config.evaluate.inception is None else ""
+    return data.noted(reason) if reason else data
 
 
 def build(config: Config, spec: Spec) -> Experiment:
@@ -146,7 +157,7 @@ def check(config: Config, spec: Spec) -> None:
     dcgan.halvings(spec.entries["image"][0])
     if spec.entries["image"][1] != "uint8":
         raise UserError(f"{spec.name} holds {spec.entries['image'][1]} images: expected uint8")
-    flags.check_condition(options.conditional, controls.label, spec)
+    flags.check_condition(options.conditional and bool(spec.classes), controls.label, spec)
     if spec.binarization == "dynamic":
         raise UserError("--data.binarization dynamic is for likelihoods: use none, or fixed")
     if options.augment_target is not None and options.loss not in ("non_saturating", "minimax", "hinge"):
@@ -154,14 +165,17 @@ def check(config: Config, spec: Spec) -> None:
             "--model.augment-target wants a discriminator that is above 0 for real images: "
             f"--model.loss non_saturating, minimax or hinge, not {options.loss}"
         )
-    if config.evaluate.inception is None and not spec.classes:
-        raise UserError(f"{spec.name} has no labels to train a judge on: give --evaluate.inception, or labelled data")
     if options.augment_target is not None and not options.augment:
         raise UserError("--model.augment-target has nothing to steer: name some --model.augment")
     check_game(config, options)
     for name in config.evaluate.metrics.split(","):
         if name not in METRICS:
             raise UserError(f"--metrics {config.evaluate.metrics}: expected some of {', '.join(METRICS)}, with commas")
+    if "score" in config.evaluate.metrics.split(",") and config.evaluate.inception is None and not spec.classes:
+        raise UserError(
+            f"--metrics {config.evaluate.metrics}: score expects classes, and {spec.name} has no labels: leave it out, "
+            "or give --inception"
+        )
 
 
 def check_game(config: flags.Config, options: GameConfig) -> None:
@@ -194,7 +208,7 @@ def model_of(config: Config, spec: Spec) -> GAN:
         prior=options.prior,
         observe=lambda batch: to_signed(batch["image"]),
         store=from_signed,
-        num_classes=len(spec.classes) if options.conditional else 0,
+        num_classes=len(spec.classes) if options.conditional else 0,  # none without labels
         augment=diff_augment(options.augment) if options.augment else None,
         augment_target=options.augment_target,
         augment_step=config.batch_size / 500_000,
@@ -225,16 +239,22 @@ def game(config: flags.Config, options: GameConfig) -> dict:
 METRICS = ("frechet", "kernel", "prdc", "score", "labels")
 
 
-def judge_of(config: Config, spec: Spec, load: Callable[[], Dataset]) -> Classifier:
-    """The network that judges: FID's Inception network where its weights are given, else a classifier of the data."""
+def judge_of(config: Config, spec: Spec, load: Callable[[], Dataset]) -> Classifier | None:
+    """The network that judges: FID's Inception network if its weights are given, else one trained on the data.
+
+    None if the data are too few, or --evaluate.no-judge.
+    """
     path = config.evaluate.inception
-    return classifier(load, spec.digest) if path is None else inception(path)
+    if not config.evaluate.judge:
+        return None
+    return classifier(load, spec.digest, labels=bool(spec.classes)) if path is None else inception(path)
 
 
-def experiment(model: GAN, config: Config, spec: Spec, judge: Callable[[], Classifier]) -> Experiment:
+def experiment(model: GAN, config: Config, spec: Spec, judge: Callable[[], Classifier | None]) -> Experiment:
     """What there is to see and to measure of a generator of images."""
-    conditional, classes = config.model.conditional, len(spec.classes)
-    knows_classes = config.evaluate.inception is None  # FID's network knows others
+    classes = len(spec.classes)
+    conditional = config.model.conditional and classes > 0
+    knows_classes = config.evaluate.inception is None and classes > 0  # FID's network knows others
     truncation = config.evaluate.truncation if config.model.prior == "normal" else None
     generate, sample = jax.jit(model.generate), jax.jit(model.sample, static_argnames=("n", "truncation"))
     discriminate = jax.jit(model.discriminate)
@@ -267,25 +287,26 @@ def experiment(model: GAN, config: Config, spec: Spec, judge: Callable[[], Class
         """The measures, quickly, on 1,000 images; and whether the two networks still have something to learn."""
         n = min(1_000, len(arrays["image"]))
         images, labels = draw_many(params, key, n)
-        features, probabilities = judge().apply(images)
-        expected, _ = real_features(arrays, n)
-        given = probabilities.argmax(-1)
         condition = arrays["label"][:n] if conditional else None
         on_real = discriminate(params, to_signed(arrays["image"][:n]), condition)
         on_fake = discriminate(params, to_signed(images), labels if conditional else None)
-        figures = {
-            "Frechet distance": fidelity.frechet_distance(expected, features),
-            "diversity": features.var(0).sum() / expected.var(0).sum(),
-            "discriminator AUC": np.mean(on_real[:, None] > on_fake[None, :]),
-        }
-        if knows_classes:
+        figures = {"discriminator AUC": np.mean(on_real[:, None] > on_fake[None, :])}
+        network = judge()
+        if network is not None:
+            features, probabilities = network.apply(images)
+            expected, _ = real_features(arrays, n)
+            figures["Frechet distance"] = fidelity.frechet_distance(expected, features)
+            figures["diversity"] = features.var(0).sum() / expected.var(0).sum()
+        if network is not None and knows_classes:
+            given = probabilities.argmax(-1)
             figures["modes"] = fidelity.mode_coverage(given, probabilities.shape[-1]).hit
-        if knows_classes and conditional:
-            figures["accuracy"] = np.mean(given == labels)
+            if conditional:
+                figures["accuracy"] = np.mean(given == labels)
         return {name: Estimate(float(value), 0.0) for name, value in figures.items()}
 
     def warn(figures):
-        diversity, apart = figures["diversity"].mean, figures["discriminator AUC"].mean
+        diversity = figures["diversity"].mean if "diversity" in figures else math.inf
+        apart = figures["discriminator AUC"].mean
         if apart > 0.995:
             yield f"the discriminator tells {apart:.1%} of real and generated images apart: it is saturated"
         if diversity < 0.5:
@@ -294,6 +315,8 @@ def experiment(model: GAN, config: Config, spec: Spec, judge: Callable[[], Class
     def measure(params, arrays, key, on_progress):
         n, names = config.evaluate.num_samples, config.evaluate.metrics.split(",")
         network = judge()
+        if network is None:
+            return {f"test {k}": v for k, v in evaluate(model.evaluate, params, arrays, key).items()}
         images, labels = draw_many(params, key, n, on_progress)
         features, probabilities = network.apply(images)
         expected, _ = real_features(arrays, n)

@@ -89,7 +89,7 @@ class Config(flags.Config):
 
 
 def load(config: Config) -> Dataset:
-    return config.data.load()
+    return audio.judgeable(config.data.load())
 
 
 def build(config: Config, spec: Spec) -> Experiment:

@@ -43,7 +43,7 @@ def images_audit(
       count: samples, and training and held-out images of which it is asked whether they are told; None: no audit.
       form: `(images, key) ->` stored images in the form that samples have, if that is another.
       judge: makes a network with a `name`, whose features `apply(images)[0]`, [N, D], are looked at too: a copy that is
-        moved is far in pixels, and near there. None: pixels alone.
+        moved is far in pixels, and near there. None, or one that returns None: pixels alone.
 
     Returns:
       `(params, train, held_out, key) -> Audit`, of `image` uint8 [N, H, W, C].
@@ -64,8 +64,8 @@ def images_audit(
         ]
         auc = membership(*(-value if attack.startswith("-") else value for value in values))
         views = [("pixels,", "", _flat)]
-        if judge is not None:
-            network = judge()
+        network = judge() if judge is not None else None
+        if network is not None:
             views.append((f"features of {network.name};", " in features", lambda images: network.apply(images)[0]))
         found = [
             _seen(

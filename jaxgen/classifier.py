@@ -1,6 +1,8 @@
-"""A small classifier, trained here on a labelled data set: its features and probabilities judge generated images.
+"""Judges: networks in whose features, and by whose probabilities, generated images are compared with data.
 
-A figure in its features compares with no figure in another network's, so its name stands beside every one.
+A judge is a small network trained here, on the labels of the data. Without labels it learns how far an image was turned
+(Gidaris et al. 2018), which takes features of what is in the image. Figures in the features of two networks do not
+compare, so the name of the network stands in every figure.
 """
 
 import hashlib
@@ -21,13 +23,18 @@ from jaxgen.data.decode import to_unit
 from jaxgen.data.source import Arrays, Dataset, Spec, batch_indices, gather
 from jaxgen.errors import UserError
 from jaxgen.files import write_atomically
+from jaxgen.log import bar
 from jaxgen.networks.conv import Classifier as Network
 from jaxgen.step import init_state, make_step, scan_steps
 from jaxgen.train import train
 from jaxgen.types import Aux, Batch, Key, Model, Objective, Params
 
 SHIFT = 2  # pixels by which a training image may be moved
-VERSION = 1  # of the network and its training: counts up where either changes, so that what was kept is not used
+VERSION = 2  # of the network and its training: counts up where either changes, so that what was kept is not used
+EPOCHS = 80  # most passes over the training images, but for
+LEAST_STEPS = 200  # steps, which are quick where images are few
+LEAST = 10  # training images per class, on average
+LEAST_HELD_OUT = 20  # held-out images; an accuracy of fewer says little, and so does a distance from them
 
 
 class Classifier(NamedTuple):
@@ -45,42 +52,70 @@ def classifier(
     load: Callable[[], Dataset],
     digest: str,
     *,
+    labels: bool = True,
     seed: int = 0,
     steps: int = 2_500,
     batch_size: int = 128,
     cache: Path | None = None,
     say: Callable[[str], None] = print,
-) -> Classifier:
-    """Trains on labelled images, or reads what was trained before: the same data, seed and steps, the same network.
+) -> Classifier | None:
+    """Return a judge trained on images; one that was trained before on the same data, if there is one.
 
     Args:
-      load: the images and labels, asked for where nothing was trained on them before.
-      digest: what they are known by.
+      load: the images, and their labels; called only if nothing was trained on them before.
+      digest: identifies the data.
+      labels: train on the labels of the data; otherwise on four rotations of each image.
       seed: of all that is random.
-      steps: of Adam, its rate falling from 1e-3 along half a cosine.
-      batch_size: images in one step.
-      cache: folder of trained classifiers; None: that of the user.
-      say: hears that something is being trained.
+      steps: most steps of Adam, the learning rate falling from 1e-3 along half a cosine. Small data take fewer:
+        `EPOCHS` passes, but at least `LEAST_STEPS`.
+      batch_size: most images in one step.
+      cache: folder of trained judges; None: that of the user.
+      say: callback for a line that announces the training, or the reason for none.
+
+    Returns:
+      The judge; None if there are too few images to train and test one (`shortage`).
 
     Raises:
       UserError: the images have no labels.
     """
-    path = _place(cache, digest, seed, steps, batch_size)
+    path = _place(cache, digest, seed, steps, batch_size, *(() if labels else ("rotation",)))
     found = _read(path)
     if found is None:
         data = load()
-        if not data.classes:
+        if labels and not data.classes:
             raise UserError(f"{data.name} has no labels to train a classifier on: use labelled data, or --inception")
-        say(f"training a classifier of {data.name} to judge samples, once")
-        params = _train(Network(len(data.classes)), data.train, seed, steps, batch_size)
-        _, probabilities = _apply(partial(_forward, params), 1_000, data.test["image"])
-        right = probabilities.argmax(-1) == data.test["label"]
-        found = flatten_dict(params, sep="/") | {"name": np.array(data.name), "accuracy": right.mean()}
+        if reason := shortage(data, labels):
+            say(f"warning: {reason}")
+            return None
+        classes, count = len(data.classes) if labels else ROTATIONS, len(data)
+        batch_size = min(batch_size, count)
+        steps = min(steps, max(LEAST_STEPS, -(-EPOCHS * count // batch_size)))
+        kind = "classifier" if labels else "rotation network"
+        say(f"training a {kind} on {data.name} to judge samples, once: {steps:,} steps")
+        params = _train(Network(classes), data.train, _labelled if labels else _turned, seed, steps, batch_size)
+        images, label = (data.test["image"], data.test["label"]) if labels else _all_turns(data.test["image"])
+        _, probabilities = _apply(partial(_forward, params, labels), 1_000, images)
+        right = probabilities.argmax(-1) == label
+        found = flatten_dict(params, sep="/") | {"name": np.array(f"{data.name} {kind}"), "accuracy": right.mean()}
         _write(path, found)
     accuracy, name = float(found.pop("accuracy")), str(found.pop("name"))
     params = unflatten_dict(found, sep="/")
-    name = f"{name} classifier, {100 * accuracy:.1f} % right"
-    return Classifier(name, partial(_apply, partial(_forward, params), 1_000))
+    return Classifier(
+        f"{name}, {100 * accuracy:.1f} % right", partial(_apply, partial(_forward, params, labels), 1_000)
+    )
+
+
+def shortage(data: Dataset, labels: bool) -> str:
+    """Return why no judge can be trained and tested on the data, in a sentence; empty if one can."""
+    classes = len(data.classes) if labels else 1
+    train, test = len(data), len(next(iter(data.test.values())))
+    if train >= LEAST * classes and test >= LEAST_HELD_OUT:
+        return ""
+    of = f" of {classes} classes" if labels else ""
+    return (
+        f"samples are not judged by the features of a network: {train:,} training and {test:,} held-out examples{of} "
+        f"are too few, expected {LEAST * classes:,} and {LEAST_HELD_OUT}"
+    )
 
 
 def inception(path: Path) -> Classifier:
@@ -95,7 +130,7 @@ def inception(path: Path) -> Classifier:
     return Classifier("FID's Inception network", partial(_apply, partial(jax.jit(features), load(path)), 50))
 
 
-def by_channel(judge: Classifier) -> Classifier:
+def by_channel(judge: Classifier | None) -> Classifier | None:
     """Of images whose C channels are an image each: features side by side, probabilities of all combinations."""
 
     def apply(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -105,7 +140,7 @@ def by_channel(judge: Classifier) -> Classifier:
             combined = (combined[:, :, None] * each[:, None, :]).reshape(len(images), -1)
         return np.concatenate(features, axis=-1), combined
 
-    return Classifier(f"{judge.name}, on each channel", apply)
+    return judge and Classifier(f"{judge.name}, on each channel", apply)
 
 
 def _apply(function: Callable, size: int, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -116,40 +151,84 @@ def _apply(function: Callable, size: int, images: np.ndarray) -> tuple[np.ndarra
     return tuple(np.concatenate(part)[: len(images)] for part in zip(*parts, strict=True))
 
 
-@jax.jit
-def _forward(params: Params, images: jax.Array) -> tuple[jax.Array, jax.Array]:
+@partial(jax.jit, static_argnums=1)
+def _forward(params: Params, labels: bool, images: jax.Array) -> tuple[jax.Array, jax.Array]:
     network = Network(params["Dense_0"]["bias"].size)
+    if not labels:
+        images = jax.vmap(_squared)(images)
     features, logits = network.apply({"params": params}, to_unit(images))
     return features, jax.nn.softmax(logits)
 
 
-def _train(network: Network, arrays: Arrays, seed: int, steps: int, batch_size: int) -> Params:
-    """By the one loop, as a model that has no samples."""
+def _train(
+    network: Network,
+    arrays: Arrays,
+    posed: Callable[[Batch, Key], tuple[jax.Array, jax.Array]],
+    seed: int,
+    steps: int,
+    batch_size: int,
+) -> Params:
+    """Train by the one loop, as a model without samples; `posed` makes an image and its class of an example."""
 
     def init(key: Key, batch: Batch) -> Params:
-        return {"classifier": network.init(key, to_unit(batch["image"][:1]))["params"]}
+        image, _ = jax.eval_shape(posed, jax.tree.map(lambda x: x[0], batch), key)
+        return {"classifier": network.init(key, jnp.zeros((1, *image.shape)))["params"]}
 
     def evaluate(params: Params, batch: Batch, key: Key) -> dict[str, jax.Array]:
-        _, logits = network.apply({"params": params["classifier"]}, to_unit(batch["image"]))
-        return {"loss": optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])}
+        images, label = jax.vmap(posed)(batch, jax.random.split(key, len(batch["image"])))
+        _, logits = network.apply({"params": params["classifier"]}, to_unit(images))
+        return {"loss": optax.softmax_cross_entropy_with_integer_labels(logits, label)}
 
     def loss(params: Params, batch: Batch, key: Key) -> tuple[jax.Array, Aux]:
-        shifted = batch | {"image": jax.vmap(_shifted)(batch["image"], jax.random.split(key, len(batch["image"])))}
-        value = evaluate(params, shifted, key)["loss"].mean()
+        value = evaluate(params, batch, key)["loss"].mean()
         return value, Aux({"loss": value})
 
     optimizer = optax.adam(optax.cosine_decay_schedule(1e-3, steps))
     model = Model(
         init=init, objectives=(Objective("classifier", loss, optimizer),), evaluate=evaluate, sample=_no_samples
     )
+    arrays = {name: arrays[name] for name in ("image", "label") if name in arrays}
     state = jax.jit(init_state, static_argnums=0)(model, jax.random.key(seed), gather(arrays, np.arange(1)))
 
     def batches(start: int, stop: int) -> Batch:
-        indices = batch_indices(len(arrays["label"]), batch_size, seed=seed, start=start, stop=stop)
-        return gather({name: arrays[name] for name in ("image", "label")}, indices)
+        return gather(arrays, batch_indices(len(arrays["image"]), batch_size, seed=seed, start=start, stop=stop))
 
-    state = train(state, jax.jit(scan_steps(make_step(model)), donate_argnums=0), batches, stop=steps)
+    with bar("training a judge") as shown:
+        update = jax.jit(scan_steps(make_step(model)), donate_argnums=0)
+        state = train(state, update, batches, stop=steps, on_progress=lambda progress: shown(progress.stop / steps))
     return jax.device_get(state.params["classifier"])
+
+
+def _labelled(example: Batch, key: Key) -> tuple[jax.Array, jax.Array]:
+    """An image, moved a little, and its label."""
+    return _shifted(example["image"], key), example["label"]
+
+
+ROTATIONS = 4
+
+
+def _turned(example: Batch, key: Key) -> tuple[jax.Array, jax.Array]:
+    """An image, turned and moved a little, and the number of quarter turns."""
+    turn_key, shift_key = jax.random.split(key)
+    turns, square = jax.random.randint(turn_key, (), 0, ROTATIONS), _squared(example["image"])
+    turned = jax.lax.switch(turns, [partial(jnp.rot90, k=k) for k in range(ROTATIONS)], square)
+    return _shifted(turned, shift_key), turns
+
+
+def _all_turns(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Every image in all rotations, and the quarter turns of each."""
+    square = np.asarray(jax.vmap(_squared)(images))
+    turned = np.concatenate([np.rot90(square, k, axes=(1, 2)) for k in range(ROTATIONS)])
+    return turned, np.repeat(np.arange(ROTATIONS), len(images))
+
+
+def _squared(image: jax.Array) -> jax.Array:
+    """[H, W, C] as it is if H = W, else resized to the shorter side."""
+    height, width, channels = image.shape
+    if height == width:
+        return image
+    size = min(height, width)
+    return jax.image.resize(image.astype(jnp.float32), (size, size, channels), "linear")
 
 
 def _shifted(image: jax.Array, key: Key) -> jax.Array:
@@ -161,17 +240,11 @@ def _no_samples(*args, **controls):
     raise TypeError("a classifier has no samples")
 
 
-def judge_of_copies(config: Any, spec: Spec, load: Callable[[Any], Dataset]) -> Callable[[], Classifier] | None:
-    """What looks for copies among samples in its features, where --features asks for it, of an experiment's data.
-
-    Raises:
-      UserError: the data have no labels.
-    """
+def judge_of_copies(config: Any, spec: Spec, load: Callable[[Any], Dataset]) -> Callable[[], Classifier | None] | None:
+    """Return a function that makes the judge of the copy audit, None unless --evaluate.features asks for one."""
     if not config.evaluate.features:
         return None
-    if not spec.classes:
-        raise UserError(f"--features: {spec.name} has no labels to train a classifier on: leave it out")
-    return partial(classifier, partial(load, config), spec.digest)
+    return partial(classifier, partial(load, config), spec.digest, labels=bool(spec.classes))
 
 
 def _place(cache: Path | None, *what: int | str) -> Path:

@@ -274,8 +274,8 @@ class ImageEvaluateConfig(EvaluateConfig):
     """Samples whose nearest training images are looked for, and images that are asked whether they were trained on:
     does the model copy? None: it is not asked."""
     features: bool = field(default=False, kw_only=True)
-    """Look for copies in the features of a classifier too, trained once on the labels: a copy that is moved is near
-    there, and far in pixels."""
+    """Look for copies in the features of a network, too, trained once on the labels of the data, or on rotations if
+    there are none: a moved copy is near in features, and far in pixels."""
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ def make(data, cache, **options):
 
 def test_it_is_right_and_the_same_twice_and_trained_once(bars, tmp_path):
     judge, said = make(bars, tmp_path / "a")
-    assert said == ["training a classifier of bars to judge samples, once"]
+    assert said == ["training a classifier on bars to judge samples, once: 60 steps"]
     assert judge.name == "bars classifier, 100.0 % right"
     features, probabilities = judge.apply(bars.test["image"])
     assert features.shape == (100, 128)
@@ -61,6 +61,48 @@ def test_channels_are_judged_one_by_one_and_combined(bars, tmp_path):
     a, b, c = (bars.test["label"][i : i + 10] for i in (0, 10, 20))
     np.testing.assert_array_equal(probabilities.argmax(-1), 4 * a + 2 * b + c)
     np.testing.assert_allclose(probabilities.sum(-1), 1, rtol=1e-5)
+
+
+def slopes(count, shape, seed):
+    """Images that are brighter towards the top."""
+    noise = np.random.default_rng(seed).integers(0, 40, (count, *shape))
+    return {"image": (np.linspace(200, 0, shape[0])[:, None, None] + noise).astype(np.uint8)}
+
+
+def test_without_labels_rotations_are_learned(tmp_path):
+    shape = (8, 12, 3)
+    data = Dataset("slopes", slopes(200, shape, 0), slopes(30, shape, 1))
+    judge, said = make(data, tmp_path, labels=False)
+    assert said == ["training a rotation network on slopes to judge samples, once: 60 steps"]
+    assert judge.name == "slopes rotation network, 100.0 % right"
+    features, probabilities = judge.apply(data.test["image"])
+    assert features.shape == (30, 128)
+    assert (probabilities.argmax(-1) == 0).all()
+    kept, said = make(data, tmp_path, labels=False)
+    assert said == []
+    np.testing.assert_array_equal(kept.apply(data.test["image"])[0], features)
+
+
+def test_small_data_take_fewer_steps_and_too_small_ones_have_no_judge(bars, tmp_path):
+    """Rather than minutes on a few examples, and a figure that says nothing."""
+
+    def some(train, test):
+        parts = (
+            {key: array[:n] for key, array in arrays.items()} for arrays, n in ((bars.train, train), (bars.test, test))
+        )
+        return Dataset("bars", *parts, classes=bars.classes)
+
+    for labels, train in ((True, 20), (False, 10)):
+        said = []
+        options = {"labels": labels, "cache": tmp_path, "say": said.append}
+        for few in (some(train - 1, 20), some(train, 19)):
+            assert classifier(lambda few=few: few, few.spec.digest, **options) is None
+            assert said.pop().startswith("warning: samples are not judged by the features of a network:")
+        assert list(tmp_path.glob("*")) == []
+    enough = some(20, 20)
+    assert classifier(lambda: enough, enough.spec.digest, cache=tmp_path, say=said.append) is not None
+    assert said == ["training a classifier on bars to judge samples, once: 200 steps"]
+    assert by_channel(None) is None
 
 
 def test_data_without_labels_are_refused(bars, tmp_path):

@@ -189,6 +189,10 @@ def test_three_digits_are_judged_channel_by_channel(tmp_path, capsys):
         ),
         ({"evaluate": gan_mnist.EvaluateConfig(num_samples=1)}, "--evaluate.num-samples 1: expected at least 10"),
         ({"run": flags.RunConfig(remat=True)}, "--run.remat is of residual blocks"),
+        (
+            {"data": flags.ImageDataConfig("sprites", binarization="none"), "sample": gan_mnist.SampleConfig(label=7)},
+            "--label 7: expected 0 to 2",
+        ),
         ({"data": flags.ImageDataConfig("mnist_5k", image_size=4, binarization="none")}, "at least 8x8"),
     ],
 )
