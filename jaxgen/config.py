@@ -118,6 +118,10 @@ class MoleculeDataConfig(DataConfig):
     """Randomised SMILES of each training molecule that are trained on too."""
     longest: UpTo10k | None = None
     """Leave out molecules of more tokens than so many."""
+    column: str | None = None
+    """Name or number (from 1) of the column of SMILES in smiles:PATH (default: the one that RDKit can read)."""
+    largest_fragment: bool = False
+    """Keep only the largest fragment of each molecule, without counterions and solvents."""
 
     def load(self) -> Dataset:
         """The molecules, in memory."""
@@ -128,6 +132,8 @@ class MoleculeDataConfig(DataConfig):
             representation=self.representation,
             spellings=self.spellings,
             longest=self.longest,
+            column=self.column,
+            largest_fragment=self.largest_fragment,
         )
 
 

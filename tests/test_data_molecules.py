@@ -146,8 +146,98 @@ def test_broken_lines_are_counted_and_left_out(tmp_path):
     for lines in ([], ["CC"], ["CCO", "OCC"]):
         with pytest.raises(UserError, match=r"at least two different"):
             load_molecules(written(tmp_path, lines))
-    with pytest.raises(UserError, match=r"there is no .*nowhere; expected smiles:PATH"):
+    with pytest.raises(UserError, match=r"cannot read nowhere \(No such file"):
         load_molecules("smiles:nowhere")
+
+
+TWO = list(zip(CHAINS, [f"CHEMBL{i}" for i in range(len(CHAINS))], strict=True))
+TITLES = ["ChEMBL ID", "Name", "Type", "Smiles", "Inchi Key"]
+
+
+def semicolons(row):
+    return ";".join(f'"{cell}"' for cell in row)
+
+
+@pytest.mark.parametrize(
+    ("lines", "chosen"),
+    [
+        ([f"{i},{one}" for one, i in TWO], "number 2"),
+        (["id,canonical_smiles,pIC50", *(f"{i},{one},6.5" for one, i in TWO)], "'canonical_smiles' (2 of 3)"),
+        ([semicolons(TITLES), *(semicolons([i, "N", "C", one, "A-B"]) for one, i in TWO)], "'Smiles' (4 of 5)"),
+        (["ID\tStructure\tElement", *(f"{i}\t{one}\tN" for one, i in TWO)], "'Structure' (2 of 3)"),
+        ([f"{i} {one}" for one, i in TWO], "number 2"),
+        ([f"{i} of the test set {one}" for one, i in TWO], "at the end"),
+        ([f"{one} {i}, 2,3-di;test" for one, i in TWO], ""),
+        (["SMILES Name ", *(f"{one} {i}" for one, i in TWO)], "'SMILES' (1 of 2)"),
+        ([f"{one} |$;C,5;$,c:1| {i}" for one, i in TWO], ""),
+        (["name,smiles", *(f'{i},"{one} |$a;b$,c:1|"' for one, i in TWO)], "'smiles' (2 of 2)"),
+        (["smiles,id,parent_smiles", *(f"{i},{i},{one}" for one, i in TWO)], "'parent_smiles' (3 of 3)"),
+        ([f'"{one}"' for one in CHAINS], ""),
+        (["N,text,smiles", *(f'{i},"{"x" * 140_000 * (one == "C")}",{one}' for one, i in TWO)], "'smiles' (3 of 3)"),
+    ],
+)
+def test_the_column_that_parses_is_found_and_named(lines, chosen, tmp_path):
+    expected = load_molecules(written(tmp_path)).spec.digest
+    for packed in (False, True):
+        for encoding in ("utf-8", "utf-8-sig", "utf-16"):
+            content = "\r\n".join(lines).encode(encoding)
+            (tmp_path / "mine").write_bytes(gzip.compress(content) if packed else content)
+            data = load_molecules(f"smiles:{tmp_path}/mine")
+            assert data.notice == (f"SMILES are in column {chosen}" if chosen else None)
+            assert data.spec.digest == expected
+
+
+def test_a_column_can_be_named(tmp_path):
+    lines = ["smiles,Other,n", *(f"C{one},{one},7" for one in CHAINS)]
+    expected = load_molecules(written(tmp_path)).spec.digest
+    for column in ("other", "Other", "2"):
+        data = load_molecules(written(tmp_path, lines), column=column)
+        assert data.spec.digest == expected
+        assert data.notice == "SMILES are in column 'Other' (2 of 3)"
+    for column in ("othr", "4", "0", "-1"):
+        with pytest.raises(UserError, match=rf"--data.column {column}: .*no such column.* columns: smiles, Other, n"):
+            load_molecules(written(tmp_path, lines), column=column)
+    with pytest.raises(UserError, match=r"64 of 64 lines are no SMILES in column 'n' \(3 of 3\), the first"):
+        load_molecules(written(tmp_path, lines), column="n")
+    with pytest.raises(UserError, match=r"--data.column x: nci is no table"):
+        load_molecules("nci", column="x")
+    (tmp_path / "mine.jsonl").write_text("".join(json.dumps({"s": one}) + "\n" for one in CHAINS))
+    assert load_molecules(f"smiles:{tmp_path}/mine.jsonl", column="S").spec.digest == expected
+    with pytest.raises(UserError, match=r"is a table: name one of its columns with --data.column. Its columns: s"):
+        load_molecules(f"smiles:{tmp_path}/mine.jsonl")
+
+
+@pytest.mark.parametrize("content", [b"", b"\n\n", b"smiles\n", b"id,smiles\n", b"CC\n", b"\xff" * 99, b"a\0" * 99])
+def test_files_without_molecules(content, tmp_path):
+    (tmp_path / "mine.csv").write_bytes(content)
+    with pytest.raises(UserError, match=r"at least two different|NUL|UTF-16"):
+        load_molecules(f"smiles:{tmp_path}/mine.csv")
+
+
+def test_devices_and_bombs_are_refused(tmp_path):
+    with pytest.raises(UserError, match=r"cannot read /dev/zero \(expected a regular file"):
+        load_molecules("smiles:/dev/zero")
+    # RDKit's recursion would end the process at the first of these.
+    data = load_molecules(written(tmp_path, ["C" * 100_000, "C(" * 50_000, *CHAINS]))
+    assert data.notice.endswith("which are no SMILES: 1, 2")
+    with pytest.raises(UserError, match="line 2: a quotation mark that is never closed"):
+        load_molecules(written(tmp_path, ["smiles,name", 'C,"x', *(f"{one},y" for one in CHAINS)]))
+
+
+def test_salts_isotopes_and_atom_maps_are_kept_and_counted(tmp_path):
+    lines = [*CHAINS, "CCO.[Na+].[Cl-]", "CC(=O)[O-].[Na+]", "[Na+].[O-]C(C)=O", "[13CH4]", "[CH3:1][OH:2]"]
+    data = load_molecules(written(tmp_path, lines))
+    assert data.notice == (
+        "2 molecules of several fragments (salts, mixtures), kept (--data.largest-fragment keeps one); "
+        "1 molecules with labeled isotopes, kept; 1 molecules with atom-map numbers, kept"
+    )
+    assert {"CC(=O)[O-].[Na+]", "[13CH4]", "[CH3:1][OH:2]"} <= {*canonical([*all_of(data)[0], *all_of(data)[1]])}
+    data = load_molecules(written(tmp_path, lines), largest_fragment=True)
+    assert data.notice.startswith("2 molecules of several fragments (salts, mixtures), only the largest is kept; 1 mol")
+    every = [*all_of(data)[0], *all_of(data)[1]]
+    assert not any("." in one for one in every)
+    assert {"CC(=O)[O-]", "CCO"} <= set(every)
+    assert len(every) == len(set(every)) == len(CHAINS) + 3  # ethanol was there
 
 
 def test_properties_are_computed_once(tmp_path, cache, monkeypatch):
@@ -156,7 +246,7 @@ def test_properties_are_computed_once(tmp_path, cache, monkeypatch):
     (kept,) = cache.iterdir()
     source._kept.cache_clear()
     with monkeypatch.context() as patch:
-        patch.setattr(source, "described", lambda content: pytest.fail("they were kept"))
+        patch.setattr(source, "described", lambda *_, **__: pytest.fail("they were kept"))
         assert load_molecules(name).spec.digest == expected
     kept.write_bytes(kept.read_bytes()[:-99])  # damaged, they are computed again
     source._kept.cache_clear()
@@ -282,7 +372,9 @@ def test_offline_falls_back_with_a_notice(tmp_path, monkeypatch):
         monkeypatch.setitem(RAW_MOLECULES, name, RAW_MOLECULES[name]._replace(url="http://127.0.0.1:9/"))
     with pytest.raises(UserError, match=r"data prepare qm9 --from DIR; --data.strict forbids training on nci instead"):
         load_molecules("qm9", data_dir=tmp_path / "tfds", strict=True)
-    monkeypatch.setattr(source, "_nci", lambda: (source._splits(source.described(b"CC\nCO\nCN")), "three", None))
+    monkeypatch.setattr(
+        source, "_nci", lambda _: (source._splits(source.described([(1, "CC"), (2, "CO"), (3, "CN")])), "three")
+    )
     data = load_molecules("zinc250k", data_dir=tmp_path / "tfds")
     assert data.name == "nci"
     assert data.notice.startswith("using nci, 5,000 molecules inside RDKit, instead of zinc250k: ")
@@ -292,7 +384,7 @@ def test_offline_falls_back_with_a_notice(tmp_path, monkeypatch):
 def test_nci_lies_inside_rdkit(monkeypatch):
     """Of which some, since the properties of all of them take long."""
     described = source.described
-    monkeypatch.setattr(source, "described", lambda content: described(b"\n".join(content.split(b"\n")[:300])))
+    monkeypatch.setattr(source, "described", lambda lines, **options: described(lines[:300], **options))
     data = load_molecules("nci", longest=60)
     assert data.name == "nci"
     assert 200 < len(data) < 300

@@ -140,7 +140,7 @@ def _molecules(split: str, contents: bytes) -> Iterator[Example]:
 def _described(contents: bytes) -> Any:
     from jaxgen.data.molecules import described
 
-    return described(contents)
+    return described(list(enumerate(contents.decode().split(), 1)))
 
 
 def _smiles(contents: bytes) -> bytes:

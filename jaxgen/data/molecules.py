@@ -1,13 +1,11 @@
 """Molecules by name, as tokens in memory: QM9, ZINC-250k, those that lie inside RDKit, files of yours."""
 
-import csv
 import difflib
-import gzip
 import hashlib
 import io
+import re
 import sys
-import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
@@ -18,14 +16,17 @@ import numpy as np
 from jaxgen.data.catalogue import RAW_MOLECULES
 from jaxgen.data.prepare import UnavailableError, fetch
 from jaxgen.data.prepared import describe, examples, readable
+from jaxgen.data.reading import path_of, read
+from jaxgen.data.smiles import smiles_of
 from jaxgen.data.source import Arrays, Dataset
 from jaxgen.data.vocabulary import START, STOP, Vocabulary, molecular, pieces_of, vocabulary
+from jaxgen.data.walk import shown
 from jaxgen.errors import UserError
 from jaxgen.files import write_atomically
 from jaxgen.metrics.molecules import PROPERTIES, canonical, properties, rdkit
 
 NAMES = ("qm9", "zinc250k", "nci")
-VERSION = 2  # of what is kept of a file; another one is computed anew
+VERSION = 3  # of what is kept of a file; another one is computed anew
 
 
 @dataclass(frozen=True)
@@ -37,12 +38,18 @@ class Table:
       properties: float64 [N, 4], see `jaxgen.metrics.molecules.properties`.
       lines: how many the file has, empty ones not counted.
       broken: 1-based numbers of those that are no molecules.
+      fragments: how many molecules have several fragments, or had before all but the largest were left out.
+      isotopes: how many molecules have labeled isotopes.
+      mapped: how many molecules have atom-map numbers.
     """
 
     smiles: tuple[str, ...]
     properties: np.ndarray
     lines: int
     broken: tuple[int, ...]
+    fragments: int
+    isotopes: int
+    mapped: int
 
     @property
     def is_test(self) -> np.ndarray:
@@ -62,6 +69,8 @@ def load_molecules(
     representation: str = "smiles",
     spellings: int = 0,
     longest: int | None = None,
+    column: str | None = None,
+    largest_fragment: bool = False,
 ) -> Dataset:
     """Load molecules; `nci` with a notice where a downloadable data set cannot be had.
 
@@ -72,14 +81,17 @@ def load_molecules(
 
     Args:
       name: `qm9` or `zinc250k` (downloaded and prepared when they are not yet), `nci` (the first 5,000 of the National
-        Cancer Institute's, which lie inside RDKit), or `smiles:PATH` (a SMILES a line, alone or first of what stands
-        there, or a table of comma-separated values with a column "smiles"; gzipped if so named).
+        Cancer Institute's, which lie inside RDKit), or `smiles:PATH` (a file of SMILES, see
+        `jaxgen.data.smiles.smiles_of`; plain or gzipped, at most 1 GiB).
       data_dir: folder of TFDS's prepared data sets; None: TFDS's default.
       strict: a UserError instead of falling back to `nci`.
       representation: "smiles", RDKit's own spelling, or "selfies", of which none is invalid.
       spellings: other SMILES of each training molecule, drawn at random, that are trained on too (Bjerrum 2017); they
         come after the canonical ones.
       longest: leave out molecules of more tokens than so many.
+      column: of `smiles:PATH`, the name or number (from 1) of the column of SMILES; None: the one that RDKit can read.
+      largest_fragment: keep only the largest fragment of each molecule of `nci` or `smiles:PATH`, so without
+        counterions and solvents; the others have one fragment.
 
     Raises:
       UserError: unknown or unreadable data set, more than half of its lines are no molecules, fewer than two are left;
@@ -91,6 +103,9 @@ def load_molecules(
     if spellings < 0 or (longest is not None and longest < 1):
         raise UserError(f"--data.spellings {spellings}, --data.longest {longest}: expected at least 0 and 1")
 
+    if column is not None and not name.startswith("smiles:"):
+        raise UserError(f"--data.column {column}: {name} is no table; leave it out, or use smiles:PATH")
+
     notice = None
     if name in RAW_MOLECULES:
         try:
@@ -100,11 +115,11 @@ def load_molecules(
                 raise UserError(f"{error}; --data.strict forbids training on nci instead") from error
             notice = f"using nci, 5,000 molecules inside RDKit, instead of {name}: {error} (--data.strict: an error)"
             name = "nci"
-            splits, source, _ = _nci()
+            splits, source = _nci(largest_fragment)
     elif name == "nci":
-        splits, source, _ = _nci()
+        splits, source = _nci(largest_fragment)
     elif name.startswith("smiles:"):
-        splits, source, notice = _file(name)
+        splits, source, notice = _file(name, column, largest_fragment)
     else:
         close = difflib.get_close_matches(name, NAMES)
         raise UserError(
@@ -212,39 +227,48 @@ def _prepared(name: str, folder: Path) -> list[Split]:
         return [read("train"), read("test")]
 
 
-def _nci() -> tuple[list[Split], str, None]:
+def _nci(largest_fragment: bool) -> tuple[list[Split], str]:
     from rdkit import RDConfig
 
     path = Path(RDConfig.RDDataDir, "NCI", "first_5K.smi")
     if not path.is_file():
         raise UserError(f"nci lies inside RDKit, and this one has no {path}: install rdkit anew, or use smiles:PATH")
-    table = _kept(path.read_bytes())
+    lines, _ = smiles_of(path.read_bytes(), path)
+    table = _kept(tuple(lines), largest_fragment)
     source = f"{len(table.smiles):,} molecules of the National Cancer Institute's that RDKit carries (BSD-3-Clause)"
-    return _splits(table), source, None
+    return _splits(table), "; ".join([source, *_counts(table, largest_fragment)])
 
 
-def _file(name: str) -> tuple[list[Split], str, str | None]:
-    """A file of the user's, and what is wrong with it, in a line."""
-    path = Path(name.removeprefix("smiles:")).expanduser()
-    try:
-        content = path.read_bytes()
-        content = gzip.decompress(content) if path.suffix == ".gz" else content
-    except FileNotFoundError:
-        raise UserError(f"{name}: there is no {path}; expected smiles:PATH with the path of a file") from None
-    except (OSError, EOFError, zlib.error) as error:
-        raise UserError(f"cannot read {path} ({error}): make it readable, or choose another file") from error
-    table = _kept(content)
-    broken, notice = len(table.broken), None
+def _file(name: str, column: str | None, largest_fragment: bool) -> tuple[list[Split], str, str | None]:
+    """A file of the user's, and what is to be said of it, in a line."""
+    path = path_of(name)
+    lines, chosen = smiles_of(read(path), path, column)
+    table = _kept(tuple(lines), largest_fragment)
+    broken, notes = len(table.broken), [f"SMILES are in column {chosen}"] if chosen else []
     if 2 * broken > table.lines or len(table.smiles) < 2:
         raise UserError(
-            f"{path}: {broken:,} of {table.lines:,} lines are no SMILES"
+            f"{shown(path)}: {broken:,} of {table.lines:,} lines are no SMILES"
+            + (f" in column {chosen}" if chosen else "")
             + (f", the first of them line {table.broken[0]}" if broken else "")
-            + ": expected one molecule a line, at least half of them valid and at least two different"
+            + ": expected one molecule a line, at least half of them valid and at least two different; or a table, of "
+            "which --data.column names the column of SMILES"
         )
     if broken:
         some = ", ".join(map(str, table.broken[:5])) + (", ..." if broken > 5 else "")
-        notice = f"left out {broken:,} of {table.lines:,} lines of {path}, which are no SMILES: {some}"
-    return _splits(table), f"{len(table.smiles):,} molecules in {path.resolve()}", notice
+        notes.append(f"left out {broken:,} of {table.lines:,} lines of {shown(path)}, which are no SMILES: {some}")
+    notes += _counts(table, largest_fragment)
+    return _splits(table), f"{len(table.smiles):,} molecules in {shown(path.resolve())}", "; ".join(notes) or None
+
+
+def _counts(table: Table, largest_fragment: bool) -> list[str]:
+    """Notes on the molecules that have several fragments, labeled isotopes or atom-map numbers."""
+    fragments = "only the largest is kept" if largest_fragment else "kept (--data.largest-fragment keeps one)"
+    kinds = (
+        (table.fragments, f"of several fragments (salts, mixtures), {fragments}"),
+        (table.isotopes, "with labeled isotopes, kept"),
+        (table.mapped, "with atom-map numbers, kept"),
+    )
+    return [f"{count:,} molecules {kind}" for count, kind in kinds if count]
 
 
 def _splits(table: Table) -> list[Split]:
@@ -252,58 +276,59 @@ def _splits(table: Table) -> list[Split]:
     return [(smiles[some].tolist(), table.properties[some]) for some in (~is_test, is_test)]
 
 
-def described(content: bytes, *, quiet: bool = False) -> Table:
-    """The molecules of a file, one or a few milliseconds each."""
+def described(lines: Sequence[tuple[int, str]], *, largest_fragment: bool = False, quiet: bool = False) -> Table:
+    """Compute the molecules of numbered lines, one or a few milliseconds each."""
     from tqdm import tqdm
 
-    lines = _first_fields(content)
-    spelled = canonical([text for _, text in lines])
+    whole = canonical([text for _, text in lines])
+    spelled = [_largest(one) for one in whole] if largest_fragment else whole
     first = {one: None for one in spelled if one}  # in the order of the file, each once
     bar = tqdm(first, desc="properties", unit=" molecules", leave=False, disable=quiet or not sys.stderr.isatty())
     values = np.concatenate([properties([one]) for one in bar]) if first else np.zeros((0, len(PROPERTIES)))
     broken = tuple(number for (number, _), one in zip(lines, spelled, strict=True) if not one)
-    return Table(tuple(first), values, len(lines), broken)
+    fragments = sum("." in one for one in set(filter(None, whole)))
+    isotopes, mapped = (sum(bool(re.search(label, one)) for one in first) for label in (r"\[\d", r":\d+\]"))
+    return Table(tuple(first), values, len(lines), broken, fragments, isotopes, mapped)
 
 
-def _first_fields(content: bytes) -> list[tuple[int, str]]:
-    """(1-based number of the line, SMILES) of each line that is not empty; or of a table's column "smiles"."""
-    text = content.decode("utf-8-sig", "replace")
-    head = text.split("\n", 1)[0].lower().strip()
-    rows: Iterable[tuple[int, list[str]]]
-    column, delimiter = 0, next((one for one in "\t," if one in head), None)
-    names = [name.strip(' "') for name in head.split(delimiter)]
-    if "smiles" in names:
-        column, start = names.index("smiles"), 1
-    else:
-        start = 0
-    if delimiter:
-        reader = csv.reader(io.StringIO(text), delimiter=delimiter)
-        rows = ((reader.line_num, row) for row in reader)
-    else:
-        rows = enumerate((line.split() for line in text.splitlines()), 1)
-    filled = [(number, row) for number, row in rows if any(row)]
-    return [(number, row[column].strip() if column < len(row) else "") for number, row in filled[start:]]
+def _largest(one: str | None) -> str | None:
+    """The fragment of most heavy atoms, then of greatest weight, of a canonical SMILES."""
+    if not one or "." not in one:
+        return one
+
+    def size(fragment: str) -> tuple[int, float, str]:
+        from rdkit.Chem.Descriptors import MolWt
+
+        molecule = rdkit().Chem.MolFromSmiles(fragment)
+        return molecule.GetNumHeavyAtoms(), MolWt(molecule), fragment
+
+    return canonical([max(one.split("."), key=size)])[0]
 
 
 @lru_cache(maxsize=4)
-def _kept(content: bytes) -> Table:
-    """The same, computed once for every file and version of RDKit and then kept in the user's cache folder."""
+def _kept(lines: tuple[tuple[int, str], ...], largest_fragment: bool = False) -> Table:
+    """The same, computed once for all lines and a version of RDKit, then kept in the user's cache folder."""
     import platformdirs
 
-    digest = hashlib.sha256(repr((VERSION, rdkit().__version__)).encode() + content).hexdigest()[:16]
-    path = Path(platformdirs.user_cache_dir("jaxgen"), "molecules", f"{digest}.npz")
+    content = repr((VERSION, rdkit().__version__, largest_fragment, lines)).encode()
+    path = Path(platformdirs.user_cache_dir("jaxgen"), "molecules", f"{hashlib.sha256(content).hexdigest()[:16]}.npz")
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as found:
             smiles = tuple(bytes(found["smiles"]).decode().split())
-            return Table(smiles, found["properties"], int(found["lines"]), tuple(found["broken"].tolist()))
+            counts = (int(found[name]) for name in ("fragments", "isotopes", "mapped"))
+            return Table(smiles, found["properties"], int(found["lines"]), tuple(found["broken"].tolist()), *counts)
     except Exception:  # there is none, or it is damaged in one of many ways: it is computed anew
-        table = described(content)
-    kept, arrays = io.BytesIO(), {"lines": np.array(table.lines), "broken": np.array(table.broken, int)}
+        table = described(lines, largest_fragment=largest_fragment)
+    kept = io.BytesIO()
     np.savez(
         kept,
         smiles=np.frombuffer("\n".join(table.smiles).encode(), np.uint8),
         properties=table.properties,
-        **arrays,
+        lines=np.array(table.lines),
+        broken=np.array(table.broken, int),
+        fragments=np.array(table.fragments),
+        isotopes=np.array(table.isotopes),
+        mapped=np.array(table.mapped),
     )
     with suppress(OSError):  # where the folder cannot be written, it is computed again another time
         write_atomically(path, kept.getvalue())

@@ -105,10 +105,15 @@ def unpacked(content: bytes, most: int = MOST) -> bytes:
 # Text -----------------------------------------------------------------------------------------------------------------
 
 
-def decoded(content: bytes, path: Path) -> tuple[str, list[str]]:
+def decoded(content: bytes, path: Path, errors: str = "strict") -> tuple[str, list[str]]:
     """Return the text of a file in UTF-8, or in UTF-16 or UTF-32 with a byte-order mark, and what was normalized.
 
     The byte-order mark is removed; line ends CRLF and CR become LF.
+
+    Args:
+      content: the file's contents, decompressed.
+      path: its name, for messages.
+      errors: "replace" puts U+FFFD in place of bytes that cannot be decoded, instead of raising.
 
     Raises:
       UserError: `content` is none of these, or holds NUL characters; the message names the likely encoding and the
@@ -116,7 +121,7 @@ def decoded(content: bytes, path: Path) -> tuple[str, list[str]]:
     """
     mark, encoding = next(((mark, name) for mark, name in MARKS if content.startswith(mark)), (b"", "utf-8"))
     try:
-        text = content[len(mark) :].decode(encoding)
+        text = content[len(mark) :].decode(encoding, errors)
         wrong = text.find("\0")
         position = -1 if wrong < 0 else len(text[:wrong].encode(encoding))
     except UnicodeDecodeError as error:
@@ -175,8 +180,10 @@ def _undecodable(content: bytes, path: Path, position: int) -> UserError:
 # Tables ---------------------------------------------------------------------------------------------------------------
 
 
-def rows(text: str, delimiter: str, path: Path) -> list[tuple[int, list[str]]]:
+def rows(text: str, delimiter: str, path: Path, first: int | None = None) -> list[tuple[int, list[str]]]:
     """Return (1-based number of its first line, cells) of each row of delimiter-separated values that is not empty.
+
+    With `first`, only that many rows.
 
     Raises:
       UserError: a quotation mark is not closed.
@@ -188,6 +195,8 @@ def rows(text: str, delimiter: str, path: Path) -> list[tuple[int, list[str]]]:
             start, end = end, reader.line_num
             if any(row):
                 found.append((start + 1, row))
+            if len(found) == first:
+                return found
     except csv.Error as error:
         raise UserError(f"{shown(path)}, line {end + 1:,}: {error}; repair this table") from error
     finally:

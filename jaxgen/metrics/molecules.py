@@ -1,7 +1,7 @@
 """How good generated molecules are: SMILES in, figures out. RDKit does the chemistry.
 
 Definitions are those of MOSES (Polykovskiy et al. 2020, section 4) unless a function names another source. A SMILES is
-valid where RDKit makes a molecule of it that has an atom.
+valid if it has at most `LONGEST` characters and RDKit makes a molecule of it that has an atom.
 """
 
 import importlib.util
@@ -17,6 +17,7 @@ import numpy as np
 from jaxgen.errors import UserError, install
 
 PROPERTIES = ("logP", "QED", "SA", "weight")
+LONGEST = 2_000  # characters of a SMILES; RDKit's recursion overflows the stack at 20,000
 TOLERANCE = {"logP": 0.5, "QED": 0.1, "SA": 0.5, "weight": 25.0}  # of what counts as what was asked for
 
 
@@ -39,7 +40,7 @@ def _of_each(smiles: Sequence[str | None], what: Callable[[Any], Any], otherwise
 
     @cache
     def once(one):
-        molecule = package.Chem.MolFromSmiles(one) if one else None
+        molecule = package.Chem.MolFromSmiles(one) if one and len(one) <= LONGEST else None
         return otherwise if molecule is None else what(molecule)
 
     with package.rdBase.BlockLogs():
