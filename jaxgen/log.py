@@ -9,14 +9,17 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import Any, TextIO, TypeVar
+from typing import Annotated, Any, TextIO, TypeVar
 
+import msgspec
 import numpy as np
 
-from jaxgen.files import write_atomically
+from jaxgen.errors import UserError
+from jaxgen.files import parse_json, read_file, write_atomically
 from jaxgen.train import Progress
 
 T = TypeVar("T")
+MOST_BYTES = 512 << 20  # of metrics.jsonl
 
 
 class Log:
@@ -168,6 +171,20 @@ def outlasting(path: Path) -> Iterator[None]:
         sys.stdout, sys.stderr = streams
 
 
+class _Row(msgspec.Struct):
+    """What lines have in common, and results."""
+
+    step: Annotated[int, msgspec.Meta(ge=0, le=2**53)]
+    figures: dict[str, tuple[float, float]] = {}
+    audit: "_Audit | None" = None
+    warning: str | None = None
+
+
+class _Audit(msgspec.Struct):
+    figures: list[str] = []
+    verdict: str = ""
+
+
 @contextmanager
 def bar(what: str) -> Iterator[Callable[[float], None]]:
     """A bar for work that is not training; yields a function that hears the share done, 0 to 1."""
@@ -178,14 +195,22 @@ def bar(what: str) -> Iterator[Callable[[float], None]]:
 
 
 def read(directory: Path) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl; a last one that a kill cut short is left out."""
+    """The lines of metrics.jsonl; a last one that a kill cut short is left out.
+
+    Raises:
+      UserError: the file is too large, or a line is not what a run writes.
+    """
     path = directory / "metrics.jsonl"
     rows = []
-    for line in path.read_text().splitlines() if path.exists() else []:
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
+    try:
+        for line in read_file(path, MOST_BYTES).splitlines() if path.exists() else []:
+            rows.append(parse_json(line, dict[str, Any]))
+            parse_json(line, _Row)
+    except (msgspec.ValidationError, OSError) as error:
+        reason = f"{error} (line {len(rows) + 1})" if isinstance(error, msgspec.ValidationError) else error.strerror
+        raise UserError(f"{path} is not what a run wrote ({reason}): run its experiment again") from None
+    except ValueError:  # no JSON
+        pass
     return rows
 
 

@@ -48,7 +48,7 @@ from jaxgen.experiment import (
     members,
     validate,
 )
-from jaxgen.files import write_atomically
+from jaxgen.files import read_json, write_atomically
 from jaxgen.guard import Guard, is_finite
 from jaxgen.step import Step, make_step, over_seeds
 from jaxgen.train import Hook, Progress, train
@@ -493,7 +493,9 @@ def replay(config: Config, experiment: Experiment, data: Dataset) -> str:
 
     path = config.workdir / REPLAY
     try:
-        step = int(json.loads(path.read_text())["step"])
+        step = read_json(path, dict[str, int])["step"]
+        if not 0 <= step < config.steps:
+            raise ValueError(step)
     except FileNotFoundError:
         raise UserError(f"{config.workdir} has nothing to replay: no run with --run.guard was stopped there") from None
     except (ValueError, KeyError, TypeError):
@@ -543,7 +545,7 @@ def _write_report(experiment: Experiment, directory: Path, record: folder.Record
     """The page and the model card."""
     exhibits = folder.exhibits(directory)
     earlier = {
-        f"{caption} at step {folder.step_of(path):,}": (path.suffix, path.read_bytes())
+        f"{caption} at step {folder.step_of(path):,}": folder.shown(path)
         for caption, (*paths, _) in exhibits.items()
         for path in _spread(paths, 6)
     }
@@ -559,7 +561,7 @@ def _write_report(experiment: Experiment, directory: Path, record: folder.Record
         title=title,
         command=command,
         figures=shown,
-        exhibits={caption: (paths[-1].suffix, paths[-1].read_bytes()) for caption, paths in exhibits.items()},
+        exhibits={caption: folder.shown(paths[-1]) for caption, paths in exhibits.items()},
         earlier=earlier,
         rows=rows,
         warnings=warnings,

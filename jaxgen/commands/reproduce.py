@@ -12,6 +12,8 @@ from jaxgen.commands.flags import Where
 from jaxgen.commands.making import Files, Trained, opened
 from jaxgen.errors import UserError
 
+MOST_BYTES = 1 << 30  # of a file
+
 
 @dataclass(frozen=True)
 class Flags(Where):
@@ -32,12 +34,12 @@ def run(path: Path, args: list[str], makers: Mapping[str, tuple[type, Callable[[
       makers: by command, its flags and what makes its files.
     """
     from jaxgen import folder
-    from jaxgen.files import write_atomically
+    from jaxgen.files import read_file, write_atomically
     from jaxgen.provenance import stamp_of, stamped
 
     own = cli.parse(Flags, args, program=f"python -m jaxgen reproduce {path}")
     try:
-        content = path.read_bytes()
+        content = read_file(path, MOST_BYTES)
     except OSError as error:
         raise UserError(f"cannot read {path} ({error.strerror}): give a file that jaxgen wrote") from None
     try:
