@@ -343,8 +343,10 @@ def main(args: list[str]) -> None:
     elif args == ["--write"]:
         README.write_text(written(README.read_text(), read()))
     elif not args or args[0] in ("-h", "--help"):
-        print(f"{__doc__}\nusage: python -m experiments.results ROW [--budget smoke|cpu|full] | --list | --write")
-        print(f"rows:  {', '.join(ROWS)}\n       python -m experiments.results ROW --help: its flags")
+        print(f"{__doc__}\nusage: python -m experiments.results ROW [--budget smoke|cpu|full] [--write] | --list")
+        print(
+            f"       python -m experiments.results --write: only the README's table\nrows:  {', '.join(ROWS)}\n       python -m experiments.results ROW --help: its flags"
+        )
     elif args[0] not in ROWS:
         close = difflib.get_close_matches(args[0], ROWS, n=1)
         raise UserError(

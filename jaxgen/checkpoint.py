@@ -23,6 +23,7 @@ import msgspec
 from jaxgen import processes
 from jaxgen.errors import UserError
 from jaxgen.files import parse_json, read_file, write_atomically
+from jaxgen.terminal import say
 from jaxgen.types import PyTree, TrainState
 
 MANIFEST = "manifest.json"
@@ -50,7 +51,7 @@ class Checkpoints:
         start: int = 0,
         keep: int = 2,
         asynchronous: bool = True,
-        say: Callable[[str], None] = print,
+        say: Callable[[str], None] = say,
     ):
         # Orbax logs pages of traceback where a write fails; what there is to say of it is said here.
         for name in ("absl", "asyncio"):
@@ -165,7 +166,7 @@ def _reason(error: BaseException) -> str:
 def restore(
     directory: Path,
     template: TrainState,
-    say: Callable[[str], None] = print,
+    say: Callable[[str], None] = say,
     *,
     most: int | None = None,
     only: int | None = None,

@@ -16,6 +16,7 @@ import numpy as np
 
 from jaxgen.errors import UserError
 from jaxgen.files import parse_json, read_file, write_atomically
+from jaxgen.terminal import plain, say
 from jaxgen.train import Progress
 
 T = TypeVar("T")
@@ -119,9 +120,9 @@ class Log:
     def say(self, line: str) -> None:
         """One line for whoever watches, above the bar if there is one."""
         if self._bar is not None:
-            self._bar.write(line, file=sys.stderr)
+            self._bar.write(plain(line), file=sys.stderr)
         elif not self._quiet:
-            print(line, flush=True)
+            say(line)
 
     def close(self) -> None:
         self._file.close()
@@ -194,23 +195,29 @@ def bar(what: str) -> Iterator[Callable[[float], None]]:
         yield lambda share: shown.update(round(100 * share) - shown.n)
 
 
-def read(directory: Path) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl; a last one that a kill cut short is left out.
+def read(directory: Path, *, whole: bool = False) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl, up to one that a kill or a full disk cut short.
+
+    Args:
+      directory: of the run.
+      whole: only the last line may be cut short.
 
     Raises:
       UserError: the file is too large, or a line is not what a run writes.
     """
     path = directory / "metrics.jsonl"
-    rows = []
-    try:
-        for line in read_file(path, MOST_BYTES).splitlines() if path.exists() else []:
-            rows.append(parse_json(line, dict[str, Any]))
+    content = read_file(path, MOST_BYTES) if path.exists() else b""
+    rows, lines = [], content.splitlines()
+    for number, line in enumerate(lines, 1):
+        try:
             parse_json(line, _Row)
-    except (msgspec.ValidationError, OSError) as error:
-        reason = f"{error} (line {len(rows) + 1})" if isinstance(error, msgspec.ValidationError) else error.strerror
-        raise UserError(f"{path} is not what a run wrote ({reason}): run its experiment again") from None
-    except ValueError:  # no JSON
-        pass
+            rows.append(parse_json(line))
+        except ValueError as error:
+            cut = number == len(lines) and not content.endswith(b"\n")
+            if isinstance(error, msgspec.ValidationError) or (whole and not cut):
+                message = f"{path} is not what a run wrote (line {number}: {error}): run its experiment again"
+                raise UserError(message) from None
+            break
     return rows
 
 

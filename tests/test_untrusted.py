@@ -87,7 +87,7 @@ def test_only_regular_files_of_a_bounded_size_are_read(tmp_path):
     for suffix in ("", ".png"):
         link = tmp_path / f"zero{suffix}"
         link.symlink_to("/dev/zero")
-        with pytest.raises(UserError, match=r"cannot read .* not a regular file"):
+        with pytest.raises(UserError, match=r"cannot read .*not a regular file"):
             jaxgen("reproduce", link)
 
 
@@ -173,8 +173,11 @@ DEEP = "[" * 100_000 + "]" * 100_000
         (lambda run: edit(run, config={"seeds": 10**9}), "seeds"),
         (lambda run: edit(run, config={"model": {"hidden": [1] * 10**5}}), "hidden"),
         (lambda run: edit(run, config={"steps": -1}), "steps"),
-        (lambda run: edit(run, data={"entries": {"image": [[-1], "uint8"]}}), "entries|shape"),
-        (lambda run: edit(run, data={"entries": {"image": [[1], "evil"]}}), "entries|dtype"),
+        (lambda run: edit(run, data={"entries": {"image": [[-1], "uint8"]}}), "entries .image. of shape"),
+        (
+            lambda run: edit(run, data={"entries": {"image": [[1], "evil"]}}),
+            "config.json is not that of a run .data type .evil. not understood",
+        ),
         (lambda run: manifest(run, files=["/etc/passwd"]), "0 is passed over|no checkpoint"),
         (lambda run: manifest(run, files={"../../../etc/passwd": "0"}), "no checkpoint"),
         (lambda run: manifest(run, arrays={"params": "no shape"}), "no checkpoint"),
@@ -205,7 +208,7 @@ def test_a_damaged_folder_is_one_line(damage, match, run, capsys):
 )
 def test_lines_of_other_types_are_refused(line, run):
     (run / "metrics.jsonl").write_bytes(b'{"step": 1}\n' + line + b"\n")
-    with pytest.raises(UserError, match=r"metrics.jsonl is not what a run wrote \(.*line 2\)"):
+    with pytest.raises(UserError, match=r"metrics.jsonl is not what a run wrote \(line 2: "):
         log.read(run)
 
 

@@ -9,6 +9,7 @@ from jaxgen import cli
 from jaxgen.comparison import Run, page, table
 from jaxgen.errors import UserError
 from jaxgen.files import write_atomically
+from jaxgen.terminal import say
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ def run(directory: Path, args: list[str]) -> None:
         write_atomically(own.out, page(runs).encode(errors="replace"))
     except OSError as error:
         raise UserError(f"cannot write {own.out} ({error.strerror}): give another --out") from None
-    print(f"{table(runs)}\n\n{own.out}: all that, with curves and samples")
+    say(f"{table(runs)}\n\n{own.out}: all that, with curves and samples")
 
 
 def read(directory: Path) -> Run:
@@ -49,7 +50,7 @@ def read(directory: Path) -> Run:
     from jaxgen import folder, log
 
     record = folder.record_in(directory)
-    rows = log.read(directory)
+    rows = log.read(directory, whole=True)
     measured = next((row for row in reversed(rows) if "figures" in row), {})
     figures, at = measured.get("figures", {}), measured.get("step", 0)
     step, steps = max((row["step"] for row in rows), default=0), record.config.get("steps", "?")

@@ -11,6 +11,7 @@ from jaxgen import cli
 from jaxgen.commands.flags import Where
 from jaxgen.commands.making import Files, Trained, opened
 from jaxgen.errors import UserError
+from jaxgen.terminal import say
 
 MOST_BYTES = 1 << 30  # of a file
 
@@ -79,7 +80,7 @@ def run(path: Path, args: list[str], makers: Mapping[str, tuple[type, Callable[[
         except OSError as error:
             raise UserError(f"cannot write {own.out} ({error.strerror}): give another --out") from None
     if again == content:
-        print(f"{path} is reproduced, bit for bit: {then.command} of {directory} at step {then.step}")
+        say(f"{path} is reproduced, bit for bit: {then.command} of {directory} at step {then.step}")
         return
     here = folder.versions() | {"device": folder.device()}
     changes = [f"{n} was {a}, is {b}" for n, a, b in folder.differences(then.versions | {"device": then.device}, here)]
