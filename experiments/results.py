@@ -344,9 +344,8 @@ def main(args: list[str]) -> None:
         README.write_text(written(README.read_text(), read()))
     elif not args or args[0] in ("-h", "--help"):
         print(f"{__doc__}\nusage: python -m experiments.results ROW [--budget smoke|cpu|full] [--write] | --list")
-        print(
-            f"       python -m experiments.results --write: only the README's table\nrows:  {', '.join(ROWS)}\n       python -m experiments.results ROW --help: its flags"
-        )
+        print("       python -m experiments.results --write: only the README's table")
+        print(f"rows:  {', '.join(ROWS)}\n       python -m experiments.results ROW --help: its flags")
     elif args[0] not in ROWS:
         close = difflib.get_close_matches(args[0], ROWS, n=1)
         raise UserError(
