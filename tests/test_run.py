@@ -498,7 +498,7 @@ def test_falls_back_and_says_so_everywhere(config, tmp_path, monkeypatch, capsys
     assert "instead of mnist" in (config.workdir / "report.html").read_text()
     binary = replace(config, steps=4, workdir=tmp_path / "binary", data=replace(data, name="binarized_mnist"))
     train(replace(binary, data=replace(binary.data, binarization="none")))  # as it is; what stands in for it is not
-    commands.main(["evaluate", str(binary.workdir), "--nll-samples", "2"])
+    commands.main(["evaluate", str(binary.workdir), "--nll-samples", "2", "--trust"])
     assert "fixed binarisation" in capsys.readouterr().out
 
 

@@ -344,4 +344,10 @@ def fuzz(made, root, count, seed, capsys):
 
 
 def test_damage_anywhere_is_one_line(made, tmp_path, capsys):
-    fuzz(made, tmp_path, 25, 0, capsys)
+    fuzz(made, tmp_path, 8, 0, capsys)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(1, 9))
+def test_damage_anywhere_is_one_line_many_times(seed, made, tmp_path, capsys):
+    fuzz(made, tmp_path, 50, seed, capsys)

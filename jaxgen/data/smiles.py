@@ -8,6 +8,7 @@ from pathlib import Path
 from jaxgen.data import reading
 from jaxgen.data.reading import JSON_LINES, PARQUET, decoded, suffix_of
 from jaxgen.metrics.molecules import canonical
+from jaxgen.report import unquoted
 
 TRIED = 60  # rows on which columns are compared
 DELIMITERS = ("\t", None, ";", ",")  # None: any white space, as between SMILES and name
@@ -107,7 +108,7 @@ def _cell(row: list[str], index: int, *, whole: bool = False) -> str:
 
 
 def _plain(cell: str) -> str:
-    return cell.strip().strip('"').strip()
+    return unquoted(cell.strip().strip('"').strip())
 
 
 def _first_word(cell: str) -> str:
