@@ -164,20 +164,31 @@ def validate(config: Config, experiment: Experiment, params: Params, arrays: Arr
     return over_members([figures(member, arrays, key) for member in members(config, params)])
 
 
-def measure(config: Config, experiment: Experiment, params: Params, arrays: Arrays) -> Figures:
-    """The experiment's figures, of one seed or over several."""
-    figures = over_members([_measure(experiment, member, arrays) for member in members(config, params)])
+def measure(
+    config: Config,
+    experiment: Experiment,
+    params: Params,
+    arrays: Arrays,
+    between: Callable[[], None] = lambda: None,
+) -> Figures:
+    """The experiment's figures, of one seed or over several; `between` is called between parts of the work."""
+    figures = over_members([_measure(experiment, member, arrays, between) for member in members(config, params)])
     suffix = f", mean ± standard deviation of {config.seeds} seeds" if config.seeds > 1 else ""
     return {name + suffix: value for name, value in figures.items()}
 
 
-def _measure(experiment: Experiment, params: Params, arrays: Arrays) -> Figures:
+def _measure(experiment: Experiment, params: Params, arrays: Arrays, between: Callable[[], None]) -> Figures:
     """With a bar while it takes its time."""
     key = jax.random.key(0)
     if experiment.measure is None:
         means = evaluate(experiment.model.evaluate, params, arrays, key)
         return {f"test {name} ({experiment.protocol})": value for name, value in means.items()}
-    with log.bar("measuring") as on_progress:
+    with log.bar("measuring") as show:
+
+        def on_progress(share: float) -> None:
+            show(share)
+            between()
+
         return experiment.measure(params, arrays, key, on_progress)
 
 

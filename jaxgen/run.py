@@ -13,7 +13,6 @@ import os
 import re
 import shlex
 import sys
-import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -158,8 +157,6 @@ def _end(line: str, status: int, *, shared: bool = False) -> NoReturn:
         if several and not shared:
             sys.stdout.flush()
     if several and not shared:
-        if processes.is_main() and not status:
-            time.sleep(2)  # JAX aborts those that are still there when process 0 goes
         os._exit(status)
     sys.exit(status)
 
@@ -181,12 +178,7 @@ def run(config: Config, load: Callable, build: Callable, name: str, command: str
     Every process of a run comes through here and computes the same; what is written, process 0 writes.
     """
     with signals.received() as received:
-        try:
-            _run(config, load, build, name, command, received)
-        except jax.errors.JaxRuntimeError as error:
-            if received.asked and processes.is_loss(error):  # the other got the signal too, and was quicker
-                raise signals.Stopped from None
-            raise
+        _run(config, load, build, name, command, received)
 
 
 def _run(config: Config, load: Callable, build: Callable, name: str, command: str, received: signals.Signals) -> None:
@@ -280,13 +272,13 @@ def _train_and_measure(
                 )
             if not stopped and not any(processes.exchange(received.asked)):
                 try:
-                    with received.patience(False):
-                        return _measure(config, experiment, data, state, record, writer, kept)
+                    with received.patience(processes.several()):  # several stop together, between two parts
+                        return _measure(config, experiment, data, state, record, writer, received, kept)
                 except signals.Stopped:
-                    if processes.several():
-                        raise  # the others may be waiting for this one
+                    pass
     again = " without --run.overwrite" if config.run.overwrite else ""
-    at = f"at step {int(state.step)} of {config.steps}{'' if stopped else ', before its figures were measured'}"
+    step = int(state.step)
+    at = f"at step {step} of {config.steps}{'' if step < config.steps else ', before its figures were measured'}"
     if main:
         print(f"stopped and saved {at}: the same command goes on{again}")
     return None
@@ -299,12 +291,18 @@ def _measure(
     state: TrainState,
     record: folder.Record,
     writer: log.Log,
+    received: signals.Signals,
     kept: Callable[[], None],
 ) -> Figures:
     """Measures the figures of the last state and logs them."""
+
+    def between() -> None:
+        if any(processes.exchange(received.asked)):
+            raise signals.Stopped
+
     step, params = int(state.step), evaluation_params(state)
     found = audit(config, experiment, params, data)
-    figures = measure(config, experiment, params, data.test) | found.figures
+    figures = measure(config, experiment, params, data.test, between) | found.figures
     figures |= guarantee(config, experiment.model, len(data), step)
     for warning in found.warnings:
         writer.warn(step, warning)
