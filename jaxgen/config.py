@@ -93,6 +93,8 @@ class AudioDataConfig(DataConfig):
     """Of an example: what is longer is cut, what is shorter ends in silence (notes: 0.256, digits: 0.64, yours: 1)."""
     joint: bool = False
     """Label by pitch and brightness, or digit and speaker, instead of the first alone."""
+    channel: str = "mix"
+    """Channel of recordings in audio:PATH: mix (the mean of all), left, right, or a number from 1."""
 
     def load(self) -> Dataset:
         """The sounds, in memory."""
@@ -103,6 +105,7 @@ class AudioDataConfig(DataConfig):
             sample_rate=self.sample_rate,
             seconds=self.seconds,
             joint=self.joint,
+            channel=self.channel,
         )
 
 
