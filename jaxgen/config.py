@@ -280,10 +280,10 @@ class ImageEvaluateConfig(EvaluateConfig):
     """What is measured of a model of images."""
 
     copies: Annotated[int, Meta(ge=10, le=1_000_000)] | None = field(default=1_000, kw_only=True)
-    """Samples whose nearest training images are looked for, and images that are asked whether they were trained on:
-    does the model copy? None: it is not asked."""
+    """Number of samples in the copy audit (nearest training images), and of images in its membership inference. None
+    skips the audit."""
     features: bool = field(default=False, kw_only=True)
-    """Look for copies in the features of a network, too, trained once on the labels of the data, or on rotations if
+    """Repeat the copy audit in the features of a network trained once on the labels of the data, or on rotations if
     there are none: a moved copy is near in features, and far in pixels."""
 
 
