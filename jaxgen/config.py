@@ -299,7 +299,7 @@ class Config:
     workdir: Path = Path("runs/experiment")
     """Run folder. Its default name ends in what other flags change. Rerun the command to resume."""
     seed: Seed = 0
-    """Of all that is random: parameters, order of the data, noise."""
+    """Seed of all that is random (parameters, order of the data, noise), but for the noise of private training."""
     seeds: UpTo1k = 1
     """Train so many at once, of the seeds from --seed on; figures are then their mean and standard deviation."""
     steps: Index = 10_000
