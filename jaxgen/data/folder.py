@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxgen.data import pictures
+from jaxgen.data.progress import watched
 from jaxgen.data.reading import path_of
 from jaxgen.data.source import Arrays, Dataset
 from jaxgen.data.splits import draws, for_testing
@@ -102,12 +103,10 @@ def _read(
     background: tuple[int, int, int],
 ) -> tuple[dict[int, pictures.Picture], list[str]]:
     """Decode the pictures, all of one size; return those that can be read, and notes on what was converted."""
-    from tqdm import tqdm
-
     found: dict[int, pictures.Picture] = {}
     unreadable: list[str] = []
     reason, paths = "", layout.paths
-    for place in tqdm(paths, desc="pictures", unit="", leave=False, disable=None):
+    for place in watched(paths, "pictures", len(paths)):
         try:
             with (root / paths[place]).open("rb") as file:
                 found[place] = picture = pictures.read(file, image_size=image_size, background=background)

@@ -4,7 +4,6 @@ import difflib
 import hashlib
 import io
 import re
-import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ import numpy as np
 from jaxgen.data.catalogue import RAW_MOLECULES
 from jaxgen.data.prepare import UnavailableError, fetch
 from jaxgen.data.prepared import describe, examples, readable
+from jaxgen.data.progress import watched
 from jaxgen.data.reading import path_of, read
 from jaxgen.data.smiles import smiles_of
 from jaxgen.data.source import Arrays, Dataset
@@ -278,13 +278,11 @@ def _splits(table: Table) -> list[Split]:
 
 def described(lines: Sequence[tuple[int, str]], *, largest_fragment: bool = False, quiet: bool = False) -> Table:
     """Compute the molecules of numbered lines, one or a few milliseconds each."""
-    from tqdm import tqdm
-
     whole = canonical([text for _, text in lines])
     spelled = [_largest(one) for one in whole] if largest_fragment else whole
     first = {one: None for one in spelled if one}  # in the order of the file, each once
-    bar = tqdm(first, desc="properties", unit=" molecules", leave=False, disable=quiet or not sys.stderr.isatty())
-    values = np.concatenate([properties([one]) for one in bar]) if first else np.zeros((0, len(PROPERTIES)))
+    shown = first if quiet else watched(first, "properties of molecules", len(first))
+    values = np.concatenate([properties([one]) for one in shown]) if first else np.zeros((0, len(PROPERTIES)))
     broken = tuple(number for (number, _), one in zip(lines, spelled, strict=True) if not one)
     fragments = sum("." in one for one in set(filter(None, whole)))
     isotopes, mapped = (sum(bool(re.search(label, one)) for one in first) for label in (r"\[\d", r":\d+\]"))
