@@ -29,6 +29,10 @@ class DataConfig:
     """Folder of prepared tensorflow-datasets (default: the one that tensorflow-datasets itself uses)."""
     strict: bool = False
     """Stop where the data set cannot be had, instead of training on one that needs no network."""
+    validation: Annotated[float, Meta(ge=0, le=0.5)] = 0.1
+    """Share of the training examples held out for validation, 0 to 0.5: curves, warnings and the best checkpoint come
+    from them. With 0 a part of the training data is evaluated instead, and no best checkpoint is kept. A data set with
+    a validation split of its own (binarized_mnist) keeps that one, and this flag does not apply."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,7 @@ class ImageDataConfig(DataConfig):
             image_size=self.image_size,
             background=self.background,
             binarization=self.binarization,
+            validation=self.validation,
         )
 
 
@@ -78,6 +83,7 @@ class TextDataConfig(DataConfig):
             vocabulary_size=self.vocabulary_size,
             context=context,
             column=self.column,
+            validation=self.validation,
         )
 
 
@@ -106,6 +112,7 @@ class AudioDataConfig(DataConfig):
             seconds=self.seconds,
             joint=self.joint,
             channel=self.channel,
+            validation=self.validation,
         )
 
 
@@ -137,6 +144,7 @@ class MoleculeDataConfig(DataConfig):
             longest=self.longest,
             column=self.column,
             largest_fragment=self.largest_fragment,
+            validation=self.validation,
         )
 
 
@@ -231,11 +239,11 @@ class RunConfig:
     log_every: Count = 500
     """Steps between two lines of metrics."""
     evaluate_every: Count = 2_000
-    """Steps between two evaluations on held-out data, with pictures."""
+    """Steps between two evaluations on validation data, with pictures."""
     checkpoint_every: Count = 2_000
     """Steps between two checkpoints."""
     keep: Count = 2
-    """Checkpoints that stay, beside the one of the lowest held-out loss."""
+    """Checkpoints that stay, beside the one with the lowest validation loss."""
     synchronous: bool = False
     """Wait until each checkpoint is written, instead of training on meanwhile."""
     guard: bool = True

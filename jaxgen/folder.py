@@ -97,9 +97,12 @@ def plain(config: Config) -> dict[str, Any]:
 def read_record(directory: Path) -> Record | None:
     path = directory / "config.json"
     try:
-        return msgspec.json.decode(path.read_bytes(), type=Record) if path.exists() else None
+        record = msgspec.json.decode(path.read_bytes(), type=Record) if path.exists() else None
     except (msgspec.MsgspecError, OSError) as error:
         raise UserError(f"{path} is not that of a run ({error}): give another --workdir") from None
+    if record is not None and isinstance(record.config.get("data"), dict):
+        record.config["data"].setdefault("validation", 0.0)  # runs older than the flag held nothing out
+    return record
 
 
 def record_in(directory: Path) -> Record:

@@ -31,7 +31,7 @@ from jaxgen.card import card
 from jaxgen.checkpoint import Checkpoints, restore
 from jaxgen.config import Config, check
 from jaxgen.data.reading import utf8
-from jaxgen.data.source import Arrays, Dataset, Spec, batch_indices, gather
+from jaxgen.data.source import Arrays, Dataset, Spec, batch_indices, gather, protocol
 from jaxgen.errors import UserError
 from jaxgen.evaluate import Estimate
 from jaxgen.experiment import (
@@ -302,7 +302,7 @@ def _measure(
 
     step, params = int(state.step), evaluation_params(state)
     found = audit(config, experiment, params, data)
-    figures = measure(config, experiment, params, data.test, between) | found.figures
+    figures = measure(config, experiment, params, data, between) | found.figures
     figures |= guarantee(config, experiment.model, len(data), step)
     for warning in found.warnings:
         writer.warn(step, warning)
@@ -375,7 +375,7 @@ def _train(
     A signal ends an evaluation too, which is then made up for by the run that goes on.
     """
     model, stacked = experiment.model, config.seeds > 1
-    split, held_out = ("validation", data.validation) if data.validation else ("test", data.test)
+    split, watched = data.watched
     fixed_key = jax.random.key(0)  # the same noise at each evaluation
     rows = parallel.local_rows(config.batch_size, mesh)
 
@@ -398,12 +398,13 @@ def _train(
             pass
 
     def evaluate(step: int, params: Params) -> None:
-        values = validate(config, experiment, params, held_out, fixed_key)
-        exhibits = experiment.exhibits(members(config, params)[0], held_out, fixed_key)
+        values = validate(config, experiment, params, watched, fixed_key)
+        exhibits = experiment.exhibits(members(config, params)[0], watched, fixed_key)
         processes.from_main(kept)
         _exhibit(config.workdir, step, exhibits)
-        if experiment.criterion in values and math.isfinite(values[experiment.criterion].mean):
-            losses[step] = values[experiment.criterion].mean
+        found = values.get(experiment.criterion)
+        if data.validation is not None and found is not None and math.isfinite(found.mean):
+            losses[step] = found.mean
         writer.metrics(step, split, {name: value.mean for name, value in values.items()})
         writer.say(f"step {step}  {split}  " + "  ".join(f"{name} {value.mean:.4g}" for name, value in values.items()))
         for warning in experiment.warn(values):
@@ -562,7 +563,7 @@ def _write_report(experiment: Experiment, directory: Path, record: folder.Record
         rows=rows,
         warnings=warnings,
         facts={
-            "data": f"{record.data.name}: {record.source}",
+            "data": f"{record.data.name}: {record.source}{protocol(record.data.held_out)}",
             "device": record.device,
             "model card": f"{folder.CARD}, beside this page",
         }
@@ -578,7 +579,7 @@ def _write_report(experiment: Experiment, directory: Path, record: folder.Record
         experiment=record.experiment,
         command=command,
         sampling=_next(experiment, directory),
-        data=record.data.name,
+        data=record.data.name + protocol(record.data.held_out),
         source=record.source,
         figures=shown,
         audited=audit.get("figures"),

@@ -292,7 +292,7 @@ def config_of(path, **options) -> vae_mnist.Config:
         workdir=path,
         steps=6,
         batch_size=32,
-        data=flags.ImageDataConfig("mnist_5k", image_size=8),
+        data=flags.ImageDataConfig("mnist_5k", image_size=8, validation=0.0),
         model=vae_mnist.ModelConfig(hidden=(8,), latents=(3,), depth=1),
         optimizer=OPTIMIZER,
         evaluate=vae_mnist.EvaluateConfig(nll_samples=2, copies=None),

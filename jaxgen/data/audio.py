@@ -4,6 +4,8 @@ import difflib
 import hashlib
 import io
 import zlib
+from collections.abc import Sequence
+from dataclasses import replace
 from itertools import compress
 from pathlib import Path
 from typing import NamedTuple
@@ -15,7 +17,7 @@ from jaxgen.data.folder import arranged
 from jaxgen.data.prepare import UnavailableError, fetch
 from jaxgen.data.prepared import describe, examples, readable
 from jaxgen.data.reading import contents, path_of
-from jaxgen.data.source import Arrays, Dataset, check
+from jaxgen.data.source import Arrays, Dataset, check, hold_out
 from jaxgen.data.splits import for_testing
 from jaxgen.data.walk import counted, files_below, left_out_notice, shown
 from jaxgen.errors import UserError, install
@@ -43,12 +45,13 @@ def load_audio(
     seconds: float | None = None,
     joint: bool = False,
     channel: str = "mix",
+    validation: float = 0.0,
 ) -> Dataset:
     """Load sounds; `notes` with a notice where a data set that is downloaded cannot be had.
 
     Examples are {"audio": int16 [N, T], "label": int32 [N]} and what else is known of them, int32 [N]: "brightness" of
     notes (labelled by their pitch), "speaker" of digits, the names in alphabetical order. What is shorter than T ends
-    in silence; test examples have a "length", int32 [N], samples that are the recording's own.
+    in silence; test and validation examples have a "length", int32 [N], samples that are the recording's own.
 
     Args:
       name: `notes` (made here), `spoken_digit` (downloaded and prepared when it is not yet), or `audio:PATH` (WAV and
@@ -60,6 +63,7 @@ def load_audio(
       seconds: of an example; None: 0.256 of notes, 0.64 of digits, 1 of recordings.
       joint: label by pitch and brightness, or digit and speaker: there are then as many classes as pairs.
       channel: of recordings: "mix" (the mean of all channels), "left", "right", or a number from 1.
+      validation: share of the training examples to hold out, see `source.hold_out`; all of a file or none.
 
     Raises:
       UserError: unknown or unreadable data, a file that is no sound, a package that is missing.
@@ -74,7 +78,7 @@ def load_audio(
     def length(name: str) -> int:
         return round((seconds or SECONDS.get(name, 1.0)) * sample_rate)
 
-    notice = None
+    notice, files = None, None
     if name == "spoken_digit":
         try:
             folder = fetch(name, data_dir)
@@ -88,7 +92,7 @@ def load_audio(
     if name == "notes":
         data = _notes(sample_rate, length(name), joint, notice)
     elif name.startswith("audio:"):
-        data = _files(name, sample_rate, length(name), channel)
+        data, files = _files(name, sample_rate, length(name), channel)
     elif name not in NAMES:
         close = difflib.get_close_matches(name, NAMES)
         raise UserError(
@@ -98,7 +102,8 @@ def load_audio(
         )
     check(data.train, f"{data.name} (train)")
     check(data.test, f"{data.name} (test)")
-    return data
+    data = hold_out(data, validation, files)
+    return replace(data, train={name: array for name, array in data.train.items() if name != "length"})
 
 
 def frequency(pitch: str) -> float:
@@ -117,12 +122,14 @@ def _notes(rate: int, length: int, joint: bool, notice: str | None) -> Dataset:
         pitch = np.tile(np.arange(len(PITCHES)), each).astype(np.int32)
         brightness = (np.arange(len(pitch)) // len(PITCHES) % 2).astype(np.int32)
         hertz = np.array([frequency(name) for name in PITCHES])[pitch]
-        return {"audio": pluck(hertz, brightness, rate, length, rng), "label": pitch, "brightness": brightness}
+        return {"audio": pluck(hertz, brightness, rate, length, rng), "label": pitch, "brightness": brightness} | {
+            "length": np.full(len(pitch), length, np.int32)
+        }
 
     return _labelled(
         "notes",
         split(160),
-        split(10) | {"length": np.full(10 * len(PITCHES), length, np.int32)},
+        split(10),
         PITCHES,
         ("brightness", BRIGHTNESS),
         joint,
@@ -191,7 +198,6 @@ def _spoken_digit(folder: Path, rate: int, length: int, joint: bool) -> Dataset:
         dict(zip(("audio", "label", "speaker", "length"), map(np.array, zip(*rows, strict=True)), strict=True))
         for rows in (splits[False], splits[True])
     )
-    train.pop("length")
     as_int = {"label": np.int32, "speaker": np.int32, "length": np.int32, "audio": np.int16}
     train, test = ({key: array.astype(as_int[key]) for key, array in part.items()} for part in (train, test))
     return _labelled(
@@ -202,10 +208,11 @@ def _spoken_digit(folder: Path, rate: int, length: int, joint: bool) -> Dataset:
 # Recordings -----------------------------------------------------------------------------------------------------------
 
 
-def _files(name: str, rate: int, length: int, channel: str) -> Dataset:
+def _files(name: str, rate: int, length: int, channel: str) -> tuple[Dataset, Sequence[bytes]]:
     """Sounds below a folder, whose subfolders may be splits and classes; see `jaxgen.data.folder.arranged`.
 
-    Without a folder for testing, a tenth of the recordings is chosen for it by content.
+    Without a folder for testing, a tenth of the recordings is chosen for it by content. The second value is the hash of
+    the recording of each training example.
     """
     from tqdm import tqdm
 
@@ -240,18 +247,18 @@ def _files(name: str, rate: int, length: int, channel: str) -> Dataset:
         is_test = for_testing([digests[place] for place in train])
         splits |= {"train": train[~is_test].tolist(), "test": train[is_test].tolist()}
 
-    def arrays(places: list[int]) -> Arrays:
+    def arrays(places: list[int]) -> tuple[Arrays, Sequence[bytes]]:
         rows = []
         for place in places:
             wave = trimmed(found[place].wave, rate)
             for start in range(0, max(len(wave) - length // 2, 1), length):  # the end, if it is half an example or more
-                rows.append((*fitted(wave[start:], length), layout.labels.get(place, 0)))
-        audio, own, label = map(np.array, zip(*rows, strict=True))
+                rows.append((*fitted(wave[start:], length), layout.labels.get(place, 0), digests[place]))
+        *columns, keys = zip(*rows, strict=True)
+        audio, own, label = map(np.array, columns)
         labels = {"label": label.astype(np.int32)} if layout.classes else {}
-        return {"audio": audio} | labels | {"length": own.astype(np.int32)}
+        return {"audio": audio} | labels | {"length": own.astype(np.int32)}, keys
 
-    train = arrays(splits["train"])
-    train.pop("length")
+    train, keys = arrays(splits["train"])
     kinds = {
         "silent": [each.silent for each in found.values()],
         "almost silent in the mix of their channels, which --data.channel left avoids": [
@@ -260,15 +267,16 @@ def _files(name: str, rate: int, length: int, channel: str) -> Dataset:
     }
     names = [shown(layout.paths[place]) for place in found]
     notes = [counted(list(compress(names, flags)), kind) for kind, flags in kinds.items() if any(flags)]
-    return Dataset(
+    data = Dataset(
         name=name,
         train=train,
-        test=arrays(splits["test"]),
-        validation=arrays(splits["validation"]) if splits.get("validation") else None,
+        test=arrays(splits["test"])[0],
+        validation=arrays(splits["validation"])[0] if splits.get("validation") else None,
         classes=tuple(map(shown, layout.classes)),
         notice="; ".join(filter(None, [left_out_notice(left_out), *layout.notes, *notes])) or None,
         source=f"{len(found):,} recordings in {shown(root.resolve())}, {rate} samples per second",
     )
+    return data, keys
 
 
 class Recording(NamedTuple):
