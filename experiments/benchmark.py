@@ -40,7 +40,7 @@ import optax
 
 from experiments import gan_toy, peers, transformer_text
 from experiments.ratios import Rates, picture, show, table, take_turns
-from experiments.reproduce import README, between, read
+from experiments.results import README, between, read
 from jaxgen import log, parallel
 from jaxgen.checkpoint import Checkpoints
 from jaxgen.data import load_images

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from jaxgen.commands import compare, data, evaluate, export, paths, replay, reproduce, sample
 from jaxgen.errors import UserError
+from jaxgen.terminal import say
 
 USAGE = """usage: python -m jaxgen COMMAND ...
 
@@ -33,7 +34,7 @@ ON_DATA = {"prepare": (data.prepare, "a data set's name"), "inception": (data.in
 
 def main(args: list[str]) -> None:
     if not args or {"-h", "--help"} & set(args[: 3 if args[0] == "data" else 2]):
-        print(USAGE)
+        say(USAGE)
         return
     names = [*ON_RUN, "reproduce", "data"]
     if args[0] not in names:

@@ -7,6 +7,7 @@ with the SHA-256 sum of every file and the shape and dtype of every array. Witho
 import hashlib
 import json
 import logging
+import re
 import shutil
 import sys
 from collections.abc import Callable
@@ -17,13 +18,16 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import msgspec
 
 from jaxgen import processes
 from jaxgen.errors import UserError
-from jaxgen.files import write_atomically
+from jaxgen.files import parse_json, read_file, write_atomically
+from jaxgen.terminal import say
 from jaxgen.types import PyTree, TrainState
 
 MANIFEST = "manifest.json"
+STEP = re.compile("0|[1-9][0-9]{0,17}")  # the name of a step's folder
 KEYS = {"key", "noise"}  # fields of a state that hold PRNG keys
 
 
@@ -47,7 +51,7 @@ class Checkpoints:
         start: int = 0,
         keep: int = 2,
         asynchronous: bool = True,
-        say: Callable[[str], None] = print,
+        say: Callable[[str], None] = say,
     ):
         # Orbax logs pages of traceback where a write fails; what there is to say of it is said here.
         for name in ("absl", "asyncio"):
@@ -162,7 +166,7 @@ def _reason(error: BaseException) -> str:
 def restore(
     directory: Path,
     template: TrainState,
-    say: Callable[[str], None] = print,
+    say: Callable[[str], None] = say,
     *,
     most: int | None = None,
     only: int | None = None,
@@ -211,7 +215,11 @@ def _read(folder: Path, saved: dict[str, Any], template: TrainState) -> TrainSta
     if differences:
         raise UserError(f"checkpoint {folder} does not fit this model: {'; '.join(differences)}", shared=True)
     with closing(ocp.StandardCheckpointer()) as checkpointer:
-        plain = checkpointer.restore(folder, shapes)
+        try:
+            plain = checkpointer.restore(folder, shapes)
+        except Exception as error:  # what is no checkpoint of Orbax's makes it and TensorStore raise a dozen types
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise UserError(f"checkpoint {folder} cannot be read ({reason})") from error
     return template.replace(**plain | {name: jax.random.wrap_key_data(plain[name]) for name in KEYS & plain.keys()})
 
 
@@ -239,13 +247,22 @@ def digest(directory: Path, step: int) -> str:
     return _manifest(directory / str(step))["digest"]
 
 
-def _clean(directory: Path, start: int) -> dict[int, float | None]:
-    """Removes what killed saves left and the steps after `start`; returns the losses of the others."""
-    saved = [step for step in saved_steps(directory) if step <= start]
+def remove_unfinished(directory: Path) -> None:
+    """Remove what was left by killed writes, and by kills between removing a manifest and its folder."""
     for path in directory.iterdir() if directory.is_dir() else []:
-        if (path.name.isdigit() and int(path.name) not in saved) or ".orbax-checkpoint-tmp" in path.name:
+        unfinished = STEP.fullmatch(path.name) and not (path / MANIFEST).exists()
+        if unfinished or ".orbax-checkpoint-tmp" in path.name:
             _remove(path)
-    return {step: _loss(directory / str(step)) for step in saved}
+
+
+def _clean(directory: Path, start: int) -> dict[int, float | None]:
+    """Remove unfinished checkpoints and the steps after `start`; return the losses of the others."""
+    remove_unfinished(directory)
+    saved = saved_steps(directory)
+    for step in saved:
+        if step > start:
+            _remove(directory / str(step))
+    return {step: _loss(directory / str(step)) for step in saved if step <= start}
 
 
 def _kept(losses: dict[int, float | None], keep: int) -> set[int]:
@@ -267,11 +284,22 @@ def _remove(folder: Path) -> None:
 
 
 def _step_folders(directory: Path) -> list[str]:
-    return [path.name for path in directory.iterdir() if path.name.isdigit()] if directory.is_dir() else []
+    return [path.name for path in directory.iterdir() if STEP.fullmatch(path.name)] if directory.is_dir() else []
 
 
 def _manifest(folder: Path) -> dict[str, Any]:
-    return json.loads((folder / MANIFEST).read_text())
+    """That of a step; any damage is an OSError or a ValueError."""
+    content = read_file(folder / MANIFEST, 256 << 20)
+    parse_json(content, _Manifest)
+    return parse_json(content)
+
+
+class _Manifest(msgspec.Struct):
+    step: int
+    loss: float | None
+    arrays: dict[str, tuple[list[int], str]]
+    files: dict[str, str]
+    digest: str
 
 
 def _write_manifest(folder: Path, content: dict[str, Any]) -> None:
@@ -283,7 +311,7 @@ def _loss(folder: Path) -> float | None:
     """Of a step that may be damaged: then it has none, and goes first."""
     try:
         return _manifest(folder)["loss"]
-    except (ValueError, KeyError, TypeError, OSError):
+    except (ValueError, OSError):
         return None
 
 
@@ -312,7 +340,7 @@ def _damage(folder: Path) -> str | None:
         expected, found = manifest["files"], _digests(folder)
     except FileNotFoundError:
         return "its write did not come to its end"
-    except (ValueError, KeyError, TypeError, OSError) as error:
+    except (ValueError, OSError) as error:
         return f"{MANIFEST} or a file beside it cannot be read ({error})"
     missing = sorted(expected.keys() - found.keys())
     if missing:

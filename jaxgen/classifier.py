@@ -26,6 +26,7 @@ from jaxgen.files import write_atomically
 from jaxgen.log import bar
 from jaxgen.networks.conv import Classifier as Network
 from jaxgen.step import init_state, make_step, scan_steps
+from jaxgen.terminal import say
 from jaxgen.train import train
 from jaxgen.types import Aux, Batch, Key, Model, Objective, Params
 
@@ -65,7 +66,7 @@ def classifier(
     steps: int = 2_500,
     batch_size: int = 128,
     cache: Path | None = None,
-    say: Callable[[str], None] = print,
+    say: Callable[[str], None] = say,
 ) -> Classifier | None:
     """Return a judge trained on images; one that was trained before on the same data, if there is one.
 

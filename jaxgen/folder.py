@@ -21,11 +21,11 @@ import jax
 import msgspec
 
 from jaxgen import __version__, processes
-from jaxgen.checkpoint import saved_steps
-from jaxgen.config import Config
+from jaxgen.checkpoint import remove_unfinished, saved_steps
+from jaxgen.config import Config, check
 from jaxgen.data.source import Dataset, Spec
 from jaxgen.errors import UserError
-from jaxgen.files import PART, write_atomically
+from jaxgen.files import PART, check_contained, read_file, read_json, write_atomically
 from jaxgen.report import SUFFIXES
 
 LOCK = ".lock"
@@ -79,7 +79,8 @@ def load_run(directory: Path) -> tuple[Record, ModuleType, Config]:
         raise UserError(f"{directory}/config.json names the experiment {name!r}, and experiments.{name} is none")
     try:
         config = msgspec.convert(record.config, module.Config, dec_hook=lambda kind, value: kind(value))
-    except msgspec.ValidationError as error:
+        check(config)
+    except (msgspec.ValidationError, UserError) as error:
         raise UserError(f"{directory}/config.json does not fit today's experiments.{name}: {error}") from None
     return record, module, replace(config, workdir=directory)
 
@@ -97,8 +98,10 @@ def plain(config: Config) -> dict[str, Any]:
 def read_record(directory: Path) -> Record | None:
     path = directory / "config.json"
     try:
-        record = msgspec.json.decode(path.read_bytes(), type=Record) if path.exists() else None
-    except (msgspec.MsgspecError, OSError) as error:
+        record = read_json(path, Record) if path.exists() else None
+        if record is not None and b"\\u0000" in msgspec.json.encode((record.experiment, record.config)):
+            raise ValueError("it holds the character NUL, which no path may")
+    except (ValueError, OSError, RecursionError) as error:
         raise UserError(f"{path} is not that of a run ({error}): give another --workdir") from None
     if record is not None and isinstance(record.config.get("data"), dict):
         record.config["data"].setdefault("validation", 0.0)  # runs older than the flag held nothing out
@@ -107,12 +110,10 @@ def read_record(directory: Path) -> Record | None:
 
 def record_in(directory: Path) -> Record:
     """That of a run folder; a UserError where it is none, or where a part of it lies elsewhere."""
-    for part in ("config.json", "metrics.jsonl", "checkpoints", "samples"):
-        if not (directory / part).resolve().is_relative_to(directory.resolve()):
-            raise UserError(f"{directory / part} is a link out of the run folder: put there what it leads to")
     record = read_record(directory)
     if record is None:
         raise UserError(f"{directory} is not a run folder (it has no config.json): give the --workdir of a run")
+    check_contained(directory)
     return record
 
 
@@ -126,10 +127,15 @@ def exhibits(directory: Path) -> dict[str, list[Path]]:
     """The files that evaluations left, by caption, the newest last."""
     found: dict[str, list[Path]] = {}
     files = [path for suffix in SUFFIXES for path in (directory / "samples").glob(f"*_*{suffix}")]
-    files = [path for path in files if path.stem.rpartition("_")[2].isdecimal()]
+    files = [path for path in files if path.is_file() and path.stem.rpartition("_")[2].isdecimal()]
     for path in sorted(files, key=lambda path: (step_of(path), path.stat().st_mtime_ns)):
         found.setdefault(path.stem.rpartition("_")[0].replace("_", " "), []).append(path)
     return found
+
+
+def shown(exhibit: Path) -> tuple[str, bytes]:
+    """The suffix and the content of an exhibit."""
+    return exhibit.suffix, read_file(exhibit, 256 << 20)
 
 
 def step_of(exhibit: Path) -> int:
@@ -146,6 +152,7 @@ def check_writable(directory: Path) -> None:
     foreign = (path for path in directory.iterdir() if path.suffix != PART and path.name != LOCK)
     if any(foreign) and read_record(directory) is None:
         raise UserError(f"{directory} is not empty and not a run folder: give another --workdir")
+    check_contained(directory)
 
 
 def claim(directory: Path, record: Record, *, overwrite: bool) -> Record:
@@ -160,6 +167,9 @@ def claim(directory: Path, record: Record, *, overwrite: bool) -> Record:
     """
     try:
         directory.mkdir(parents=True, exist_ok=True)
+        for left in (*directory.glob(f"*{PART}"), *(directory / "samples").glob(f"*{PART}")):
+            left.unlink(missing_ok=True)  # of writes that were killed
+        remove_unfinished(directory / "checkpoints")
         earlier, saved = read_record(directory), saved_steps(directory / "checkpoints")
         for part in directory.rglob(f".*{PART}"):  # left by a kill
             part.unlink()

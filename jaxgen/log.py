@@ -9,14 +9,18 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import Any, TextIO, TypeVar
+from typing import Annotated, Any, TextIO, TypeVar
 
+import msgspec
 import numpy as np
 
-from jaxgen.files import write_atomically
+from jaxgen.errors import UserError
+from jaxgen.files import parse_json, read_file, write_atomically
+from jaxgen.terminal import plain, say
 from jaxgen.train import Progress
 
 T = TypeVar("T")
+MOST_BYTES = 512 << 20  # of metrics.jsonl
 
 
 class Log:
@@ -116,9 +120,9 @@ class Log:
     def say(self, line: str) -> None:
         """One line for whoever watches, above the bar if there is one."""
         if self._bar is not None:
-            self._bar.write(line, file=sys.stderr)
+            self._bar.write(plain(line), file=sys.stderr)
         elif not self._quiet:
-            print(line, flush=True)
+            say(line)
 
     def close(self) -> None:
         self._file.close()
@@ -168,6 +172,20 @@ def outlasting(path: Path) -> Iterator[None]:
         sys.stdout, sys.stderr = streams
 
 
+class _Row(msgspec.Struct):
+    """What lines have in common, and results."""
+
+    step: Annotated[int, msgspec.Meta(ge=0, le=2**53)]
+    figures: dict[str, tuple[float, float]] = {}
+    audit: "_Audit | None" = None
+    warning: str | None = None
+
+
+class _Audit(msgspec.Struct):
+    figures: list[str] = []
+    verdict: str = ""
+
+
 @contextmanager
 def bar(what: str) -> Iterator[Callable[[float], None]]:
     """A bar for work that is not training; yields a function that hears the share done, 0 to 1."""
@@ -177,14 +195,28 @@ def bar(what: str) -> Iterator[Callable[[float], None]]:
         yield lambda share: shown.update(round(100 * share) - shown.n)
 
 
-def read(directory: Path) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl; a last one that a kill cut short is left out."""
+def read(directory: Path, *, whole: bool = False) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl, up to one that a kill or a full disk cut short.
+
+    Args:
+      directory: of the run.
+      whole: only the last line may be cut short.
+
+    Raises:
+      UserError: the file is too large, or a line is not what a run writes.
+    """
     path = directory / "metrics.jsonl"
-    rows = []
-    for line in path.read_text().splitlines() if path.exists() else []:
+    content = read_file(path, MOST_BYTES) if path.exists() else b""
+    rows, lines = [], content.splitlines()
+    for number, line in enumerate(lines, 1):
         try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
+            parse_json(line, _Row)
+            rows.append(parse_json(line))
+        except ValueError as error:
+            cut = number == len(lines) and not content.endswith(b"\n")
+            if isinstance(error, msgspec.ValidationError) or (whole and not cut):
+                message = f"{path} is not what a run wrote (line {number}: {error}): run its experiment again"
+                raise UserError(message) from None
             break
     return rows
 

@@ -16,6 +16,7 @@ from typing import Any
 import msgspec
 
 from jaxgen.errors import UserError
+from jaxgen.files import parse_json
 
 KEY = "jaxgen"
 
@@ -48,6 +49,10 @@ class Provenance:
     versions: dict[str, str]
     device: str
 
+    def __post_init__(self):
+        if "\0" in self.run:
+            raise ValueError("no path holds the character NUL")
+
     def __str__(self) -> str:
         return json.dumps(msgspec.to_builtins(self), separators=(",", ":"))  # ASCII, on one line
 
@@ -69,8 +74,8 @@ def stamp_of(suffix: str, content: bytes) -> Provenance:
     _, read = FORMATS[suffix]
     try:
         text = read(content)
-        return msgspec.json.decode(text.encode(), type=Provenance)
-    except (msgspec.MsgspecError, LookupError, ValueError, AttributeError, struct.error):
+        return parse_json(text.encode(), Provenance)
+    except (LookupError, ValueError, AttributeError, struct.error, csv.Error):
         raise UserError(
             "it does not say where it came from: expected a file as python -m jaxgen wrote it, in its own format"
         ) from None

@@ -4,13 +4,17 @@ import base64
 import csv
 import io
 import math
+import re
 import warnings
 import wave
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from functools import wraps
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
+
+T = TypeVar("T")
 
 
 class Sound(NamedTuple):
@@ -141,9 +145,32 @@ def encode(exhibit: Exhibit) -> File:
         return ".txt", exhibit.encode()
     if isinstance(exhibit, Table):
         text = io.StringIO()
-        csv.writer(text, lineterminator="\n").writerows([exhibit.columns, *exhibit.rows])
+        rows = [[inert(cell) for cell in row] for row in (exhibit.columns, *exhibit.rows)]
+        csv.writer(text, lineterminator="\n").writerows(rows)
         return ".csv", text.getvalue().encode()
     return (".wav", wav(exhibit)) if isinstance(exhibit, Sound) else (".png", png(exhibit))
+
+
+FORMULA = re.compile("'*[=+\\-@\t\r\n\uff1d\uff0b\uff0d\uff20]")  # as cells begin that spreadsheets compute
+
+
+def inert(cell: object) -> object:
+    """A cell that no spreadsheet takes for a formula: a text that begins like one gets an apostrophe before it.
+
+    Numbers stay, as text too. `unquoted` removes the apostrophe.
+    """
+    if not (isinstance(cell, str) and FORMULA.match(cell)):
+        return cell
+    try:
+        float(cell)
+    except ValueError:
+        return f"'{cell}"
+    return cell
+
+
+def unquoted(cell: str) -> str:
+    """The text of a cell that `inert` wrote."""
+    return cell[1:] if cell.startswith("'") and FORMULA.match(cell) else cell
 
 
 def files(exhibits: Exhibit | list[Exhibit]) -> dict[str, bytes]:
@@ -159,11 +186,25 @@ def lines(rows: Sequence[Mapping[str, float]]) -> dict[str, Line]:
     found: dict[str, Line] = {}
     for row in rows:
         for name, value in row.items():
-            if name != "step" and isinstance(value, (int, float)) and math.isfinite(value):
+            if name != "step" and isinstance(value, (int, float)) and abs(value) < 1e300:  # as far as plots reach
                 xs, ys = found.setdefault(name, ([], []))
                 xs.append(row["step"])
                 ys.append(value)
     return found
+
+
+def _with_plain_text(draw: Callable[..., T]) -> Callable[..., T]:
+    """A function that draws with Matplotlib, where no text is mathematics, and letters that fonts lack are boxes."""
+
+    @wraps(draw)
+    def drawn(*args: Any, **options: Any) -> T:
+        from matplotlib import rc_context
+
+        with rc_context({"text.parse_math": False}), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Glyph .* missing from font")
+            return draw(*args, **options)
+
+    return drawn
 
 
 def curves(rows: Sequence[Mapping[str, float]]) -> str:
@@ -175,6 +216,7 @@ def curves(rows: Sequence[Mapping[str, float]]) -> str:
     return plots(metrics)
 
 
+@_with_plain_text
 def plots(each: Mapping[str, Mapping[str, Line]], *, labels: Sequence[str] = ()) -> str:
     """One SVG of small plots: lines by their labels, in plots by their titles.
 
@@ -196,19 +238,16 @@ def plots(each: Mapping[str, Mapping[str, Line]], *, labels: Sequence[str] = ())
             i = labels.index(label)
             look = {"color": f"C{i % 10}", "linestyle": ("-", "--", ":")[i // 10 % 3], "linewidth": 1.2}
             axes.plot(xs, ys, label=_printable(label) or None, marker="." if len(xs) < 30 else None, **look)
-        axes.set_title(_printable(title), fontsize=8.5, loc="left", x=-0.15, y=1.0, parse_math=False)
+        axes.set_title(_printable(title), fontsize=8.5, loc="left", x=-0.15, y=1.0)
         axes.tick_params(labelsize=8)
         axes.locator_params(nbins=4)  # in small plots more of them are clutter
         axes.spines[["top", "right"]].set_visible(False)
         if any(several):
-            for text in axes.legend(fontsize=8, frameon=False).get_texts():
-                text.set_parse_math(False)
+            axes.legend(fontsize=8, frameon=False)
     for axes in figure.axes[len(each) :]:
         axes.set_axis_off()
     svg = io.StringIO()
-    with warnings.catch_warnings():  # letters that the font lacks are boxes, which is no reason to say so
-        warnings.filterwarnings("ignore", "Glyph .* missing from font")
-        figure.savefig(svg, format="svg")
+    figure.savefig(svg, format="svg")
     return svg.getvalue()[svg.getvalue().index("<svg") :]
 
 
@@ -252,6 +291,7 @@ def wav(sound: Sound) -> bytes:
     return file.getvalue()
 
 
+@_with_plain_text
 def scatter(points: np.ndarray, behind: np.ndarray, *, size: int = 480) -> np.ndarray:
     """Points [N, 2], over others in grey, within the square that holds those -> one picture, uint8 [size, size, 3]."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -268,6 +308,7 @@ def scatter(points: np.ndarray, behind: np.ndarray, *, size: int = 480) -> np.nd
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()
 
 
+@_with_plain_text
 def latent_map(points: np.ndarray, labels: np.ndarray, names: Sequence[str], *, size: int = 480) -> np.ndarray:
     """Points [N, D] along their two directions of most variance, coloured by label -> uint8 [size, size, 3]."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -282,7 +323,7 @@ def latent_map(points: np.ndarray, labels: np.ndarray, names: Sequence[str], *, 
     axes = canvas.figure.add_axes((0.02, 0.02, 0.96, 0.96))
     for label, name in enumerate(names):
         some = labels == label
-        axes.scatter(x[some], y[some], s=7, color=f"C{label % 10}", linewidths=0, alpha=0.7, label=name)
+        axes.scatter(x[some], y[some], s=7, color=f"C{label % 10}", linewidths=0, alpha=0.7, label=_printable(name))
     if len(names) > 1:
         axes.legend(fontsize=8, markerscale=2, frameon=False, loc="upper right", ncols=2)
     axes.set_axis_off()

@@ -47,9 +47,10 @@ from jaxgen.experiment import (
     members,
     validate,
 )
-from jaxgen.files import write_atomically
+from jaxgen.files import read_json, write_atomically
 from jaxgen.guard import Guard, is_finite
 from jaxgen.step import Step, make_step, over_seeds
+from jaxgen.terminal import say
 from jaxgen.train import Hook, Progress, train
 from jaxgen.types import Batch, Params, TrainState
 
@@ -153,7 +154,7 @@ def _end(line: str, status: int, *, shared: bool = False) -> NoReturn:
     several = processes.several()
     with suppress(OSError):  # nobody may be there to read it
         if line and not (several and shared and not processes.is_main()):
-            print(line, file=sys.stderr, flush=True)
+            say(line, file=sys.stderr)
         if several and not shared:
             sys.stdout.flush()
     if several and not shared:
@@ -195,7 +196,7 @@ def _run(config: Config, load: Callable, build: Callable, name: str, command: st
         data = replace(data, name=processes.from_main(lambda: folder.known_as(config.workdir, data.spec)))
     for notice in (data.notice, config.optimizer.noise_multiplier and privacy.NOTICE):
         if notice and main:
-            print(f"notice: {notice}", file=sys.stderr)
+            say(f"notice: {notice}", file=sys.stderr)
     if config.optimizer.private and config.batch_size > len(data):
         raise UserError(
             f"--batch-size {config.batch_size}: private training wants at most one example of each, and {data.name} "
@@ -221,7 +222,7 @@ def _run(config: Config, load: Callable, build: Callable, name: str, command: st
         if finished:
             figures = {name: Estimate(*value) for name, value in finished.items()}
             if main:
-                print(f"{config.workdir} is finished: nothing left to do")
+                say(f"{config.workdir} is finished: nothing left to do")
                 record = folder.read_record(config.workdir)  # of the machine that measured, not of this one
         else:
             figures = _train_and_measure(config, experiment, data, mesh, record, received, kept)
@@ -251,7 +252,7 @@ def _train_and_measure(
     if start and main:
         before, now = ([None, *record.history])[-2:]
         other = f": --steps was {before.steps}, schedules are now those of {now.steps} steps" if before else ""
-        print(f"going on from step {start} in {directory}{other}")
+        say(f"going on from step {start} in {directory}{other}")
     checkpoints = Checkpoints(
         directory / "checkpoints", start=start, keep=config.run.keep, asynchronous=not config.run.synchronous
     )
@@ -280,7 +281,7 @@ def _train_and_measure(
     step = int(state.step)
     at = f"at step {step} of {config.steps}{'' if step < config.steps else ', before its figures were measured'}"
     if main:
-        print(f"stopped and saved {at}: the same command goes on{again}")
+        say(f"stopped and saved {at}: the same command goes on{again}")
     return None
 
 
@@ -492,7 +493,9 @@ def replay(config: Config, experiment: Experiment, data: Dataset) -> str:
 
     path = config.workdir / REPLAY
     try:
-        step = int(json.loads(path.read_text())["step"])
+        step = read_json(path, dict[str, int])["step"]
+        if not 0 <= step < config.steps:
+            raise ValueError(step)
     except FileNotFoundError:
         raise UserError(f"{config.workdir} has nothing to replay: no run with --run.guard was stopped there") from None
     except (ValueError, KeyError, TypeError):
@@ -542,7 +545,7 @@ def _write_report(experiment: Experiment, directory: Path, record: folder.Record
     """The page and the model card."""
     exhibits = folder.exhibits(directory)
     earlier = {
-        f"{caption} at step {folder.step_of(path):,}": (path.suffix, path.read_bytes())
+        f"{caption} at step {folder.step_of(path):,}": folder.shown(path)
         for caption, (*paths, _) in exhibits.items()
         for path in _spread(paths, 6)
     }
@@ -558,7 +561,7 @@ def _write_report(experiment: Experiment, directory: Path, record: folder.Record
         title=title,
         command=command,
         figures=shown,
-        exhibits={caption: (paths[-1].suffix, paths[-1].read_bytes()) for caption, paths in exhibits.items()},
+        exhibits={caption: folder.shown(paths[-1]) for caption, paths in exhibits.items()},
         earlier=earlier,
         rows=rows,
         warnings=warnings,
@@ -607,9 +610,9 @@ def _next(experiment: Experiment, directory: Path) -> list[str]:
 
 def _summary(experiment: Experiment, config: Config, record: folder.Record, figures: Figures) -> None:
     width, directory = max(len(name) for name in figures), shlex.quote(str(config.workdir))
-    print(f"\n{experiment.title}: {config.steps:,} steps on {record.device}, data {record.data.name}")
+    say(f"\n{experiment.title}: {config.steps:,} steps on {record.device}, data {record.data.name}")
     for name, value in figures.items():
-        print(f"  {name:<{width}}  {value}")
-    print(f"\nfiles  {directory}/report.html, {folder.CARD}, samples/, metrics.jsonl, checkpoints/")
+        say(f"  {name:<{width}}  {value}")
+    say(f"\nfiles  {directory}/report.html, {folder.CARD}, samples/, metrics.jsonl, checkpoints/")
     for word, command in zip(("next", ""), _next(experiment, config.workdir), strict=True):
-        print(f"{word:<4}   {command}")
+        say(f"{word:<4}   {command}")

@@ -9,7 +9,7 @@ import pytest
 from experiments import benchmark, ratios
 from experiments.benchmark import BEGIN, END, main
 from experiments.ratios import compared, picture, table, take_turns
-from experiments.reproduce import README, between, read
+from experiments.results import README, between, read
 from jaxgen.errors import UserError
 
 

@@ -106,7 +106,7 @@ def deep(folder):
 @pytest.mark.parametrize(
     ("damage", "match"),
     [
-        (deep, "maximum recursion depth"),
+        (deep, "nested too deeply"),
         (lambda folder: (folder / "features.json").write_bytes(b"\xff{}"), "features.json|malformed|utf-8"),
         (lambda folder: (folder / "features.json").unlink(), "No such file"),
         (lambda folder: (folder / "dataset_info.json").write_text('{"name": 3}'), "Expected `str`"),

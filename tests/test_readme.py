@@ -21,9 +21,7 @@ pytestmark = pytest.mark.usefixtures("one_device")
 README = (Path(__file__).parents[1] / "README.md").read_text()
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, re.DOTALL)
 SHELL = [line for kind, block in BLOCKS if kind == "sh" for line in block.replace("\\\n", " ").splitlines()]
-EXPERIMENTS = [
-    line for line in SHELL if "python -m experiments." in line and not re.search("benchmark|reproduce", line)
-]
+EXPERIMENTS = [line for line in SHELL if "python -m experiments." in line and not re.search("benchmark|results", line)]
 
 
 @pytest.mark.parametrize("line", EXPERIMENTS)

@@ -1,4 +1,5 @@
 import base64
+import csv
 import io
 import sys
 import wave
@@ -107,3 +108,32 @@ def test_molecules_are_listed_where_they_cannot_be_drawn(monkeypatch):
     first, *rows = report.structures(["CCO", "C"], ["logP 0.0", ""]).splitlines()
     assert first.startswith("no drawings, since RDKit finds not all of its libraries (")
     assert rows == ["CCO  logP 0.0", "C"]
+
+
+EVIL = ["$\\frac{1}{0}$", "$x$", "a_$b$", "=1+1", "\x1b[2J", "\ud800"]
+
+
+def test_no_text_is_mathematics():
+    """Neither metrics nor classes: Matplotlib would stop at a formula that it cannot set."""
+    labels = np.arange(len(EVIL)).repeat(3)
+    assert report.latent_map(np.random.default_rng(0).normal(size=(len(labels), 3)), labels, EVIL).shape == (
+        480,
+        480,
+        3,
+    )
+    svg = report.curves(
+        [{"step": step} | {f"{split}/{text}": 1.0 for text in EVIL for split in EVIL} for step in (1, 2)]
+    )
+    ElementTree.fromstring(svg)
+
+
+@pytest.mark.parametrize("text", ["=1+1", "@SUM(A1)", "+C", "-C", "\tx", "'=x", "''-", "\uff1d1"])
+def test_no_cell_is_a_formula(text):
+    suffix, content = report.encode(report.Table([text, "n"], [[text, -1.5], ["CCO", "-0.25"], ["'tis", "[Na+]"]]))
+    rows = list(csv.reader(io.StringIO(content.decode(), newline="")))
+    assert suffix == ".csv"
+    assert rows[0][0] == rows[1][0] == f"'{text}"
+    assert report.unquoted(rows[1][0]) == text
+    assert rows[1][1] == "-1.5"
+    assert rows[2:] == [["CCO", "-0.25"], ["'tis", "[Na+]"]]
+    assert [[report.unquoted(cell) for cell in row] for row in rows[2:]] == rows[2:]

@@ -1,9 +1,7 @@
 """Put runs side by side: python -m jaxgen compare runs/vae_mnist runs/gan_mnist --out comparison.html"""
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import tyro
 
@@ -11,6 +9,7 @@ from jaxgen import cli
 from jaxgen.comparison import Run, page, table
 from jaxgen.errors import UserError
 from jaxgen.files import write_atomically
+from jaxgen.terminal import say
 
 
 @dataclass(frozen=True)
@@ -39,7 +38,7 @@ def run(directory: Path, args: list[str]) -> None:
         write_atomically(own.out, page(runs).encode(errors="replace"))
     except OSError as error:
         raise UserError(f"cannot write {own.out} ({error.strerror}): give another --out") from None
-    print(f"{table(runs)}\n\n{own.out}: all that, with curves and samples")
+    say(f"{table(runs)}\n\n{own.out}: all that, with curves and samples")
 
 
 def read(directory: Path) -> Run:
@@ -48,10 +47,10 @@ def read(directory: Path) -> Run:
     Raises:
       UserError: it is no run folder, or was edited.
     """
-    from jaxgen import folder
+    from jaxgen import folder, log
 
     record = folder.record_in(directory)
-    rows = _rows(directory)
+    rows = log.read(directory, whole=True)
     measured = next((row for row in reversed(rows) if "figures" in row), {})
     figures, at = measured.get("figures", {}), measured.get("step", 0)
     step, steps = max((row["step"] for row in rows), default=0), record.config.get("steps", "?")
@@ -72,28 +71,9 @@ def read(directory: Path) -> Run:
         },
         settings=settings,
         rows=rows,
-        exhibits={
-            caption: (paths[-1].suffix, paths[-1].read_bytes()) for caption, paths in folder.exhibits(directory).items()
-        },
+        exhibits={caption: folder.shown(paths[-1]) for caption, paths in folder.exhibits(directory).items()},
         notes=[*([record.notice] if record.notice else []), *warnings],
     )
-
-
-def _rows(directory: Path) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl, where they are what a run writes."""
-    from jaxgen import log
-
-    try:
-        rows = log.read(directory)
-        for row in rows:
-            if not isinstance(row["step"], int):
-                raise TypeError
-            for mean, error in row.get("figures", {}).values():
-                if not (math.isfinite(mean) and math.isfinite(error)):
-                    raise ValueError
-    except (ValueError, TypeError, KeyError, AttributeError):
-        raise UserError(f"{directory}/metrics.jsonl is not what a run wrote: run its experiment again") from None
-    return rows
 
 
 def _figure(value: list[float], *, seeds: int) -> str:

@@ -7,6 +7,7 @@ from typing import Annotated
 import tyro
 
 from jaxgen import cli
+from jaxgen.terminal import say
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ def prepare(name: str, args: list[str]) -> None:
     from jaxgen.data.prepare import prepare
 
     own = cli.parse(Prepare, args, program=f"python -m jaxgen data prepare {name}")
-    print(f"{name} is prepared in {prepare(name, raw_dir=own.raw_dir, data_dir=own.data_dir)}")
+    say(f"{name} is prepared in {prepare(name, raw_dir=own.raw_dir, data_dir=own.data_dir)}")
 
 
 def inception(name: str, args: list[str]) -> None:
@@ -39,4 +40,4 @@ def inception(name: str, args: list[str]) -> None:
 
     own = cli.parse(Inception, args, program=f"python -m jaxgen data inception {name}")
     convert_file(Path(name), own.out)
-    print(f"{own.out}: for python -m jaxgen evaluate RUN --inception {own.out}")
+    say(f"{own.out}: for python -m jaxgen evaluate RUN --inception {own.out}")

@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from jaxgen.commands.flags import Where, confirmed, own_paths, parse, trained_on
+from jaxgen.terminal import say
 
 
 @dataclass(frozen=True)
@@ -28,9 +29,9 @@ def run(directory: Path, args: list[str]) -> None:
     found = audit(config, experiment, params, data)
     figures = measure(config, experiment, params, data) | found.figures
     figures |= guarantee(config, experiment.model, len(data), step)
-    print(f"{directory} at step {step}, {record.data.name} test")
+    say(f"{directory} at step {step}, {record.data.name} test")
     for name, value in figures.items():
-        print(f"  {name}  {value}")
+        say(f"  {name}  {value}")
     for exhibit in found.exhibits.values():
         if isinstance(exhibit, str):
-            print(f"\n{exhibit}", end="")
+            say(f"\n{exhibit}", end="")

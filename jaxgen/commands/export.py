@@ -9,6 +9,7 @@ from jaxgen.commands.flags import parse
 from jaxgen.commands.making import deliver, opened
 from jaxgen.errors import UserError
 from jaxgen.ranges import Index, UpTo1M
+from jaxgen.terminal import say
 
 
 @dataclass(frozen=True)
@@ -55,9 +56,9 @@ def run(directory: Path, args: list[str]) -> None:
     sampler, weights = bytes(exported.serialize()), safetensors_of(params, about)
     files = {own.out.suffix or ".jaxexport": sampler, ".safetensors": weights}
     out, weights = deliver(own.out, files)
-    print(f"{out}: call(seed, labels) of {directory} at step {trained.step}, for {', '.join(PLATFORMS)}")
-    print(f"  {', '.join(map(_shape, exported.in_avals))} ({labels}) -> {_shape(exported.out_avals[0])}")
-    print(f"{weights}: {len(jax.tree.leaves(params))} arrays")
+    say(f"{out}: call(seed, labels) of {directory} at step {trained.step}, for {', '.join(PLATFORMS)}")
+    say(f"  {', '.join(map(_shape, exported.in_avals))} ({labels}) -> {_shape(exported.out_avals[0])}")
+    say(f"{weights}: {len(jax.tree.leaves(params))} arrays")
 
 
 def _shape(array: Any) -> str:

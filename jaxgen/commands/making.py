@@ -10,6 +10,7 @@ import msgspec
 from jaxgen.commands.flags import Where
 from jaxgen.errors import UserError
 from jaxgen.files import write_atomically
+from jaxgen.terminal import say
 
 DEFAULT = Where()
 Files = dict[str, bytes]  # by what is added to --out: a suffix, or the name of a file in a folder
@@ -148,4 +149,4 @@ def make(
     out = own.out or Path(command)
     out = out if out.suffix else out.with_suffix(next(iter(files)))  # `reproduce` goes by it
     shown = deliver(out, files)
-    print(f"{trained.directory} at step {trained.step}: {', '.join(map(str, shown))}")
+    say(f"{trained.directory} at step {trained.step}: {', '.join(map(str, shown))}")

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from jaxgen import cli
 from jaxgen.commands.flags import Where, trained_on
+from jaxgen.terminal import say
 
 
 @dataclass(frozen=True)
@@ -20,4 +21,4 @@ def run(directory: Path, args: list[str]) -> None:
     record, module, config = folder.load_run(directory)
     own = cli.parse(Replay, args, program=f"python -m jaxgen replay {directory}")
     config, data = trained_on(record, module, config, own)
-    print(rerun(config, built(module.build, config, record.data), data))
+    say(rerun(config, built(module.build, config, record.data), data))

@@ -11,6 +11,9 @@ from jaxgen import cli
 from jaxgen.commands.flags import Where
 from jaxgen.commands.making import Files, Trained, opened
 from jaxgen.errors import UserError
+from jaxgen.terminal import say
+
+MOST_BYTES = 1 << 30  # of a file
 
 
 @dataclass(frozen=True)
@@ -32,12 +35,12 @@ def run(path: Path, args: list[str], makers: Mapping[str, tuple[type, Callable[[
       makers: by command, its flags and what makes its files.
     """
     from jaxgen import folder
-    from jaxgen.files import write_atomically
+    from jaxgen.files import read_file, write_atomically
     from jaxgen.provenance import stamp_of, stamped
 
     own = cli.parse(Flags, args, program=f"python -m jaxgen reproduce {path}")
     try:
-        content = path.read_bytes()
+        content = read_file(path, MOST_BYTES)
     except OSError as error:
         raise UserError(f"cannot read {path} ({error.strerror}): give a file that jaxgen wrote") from None
     try:
@@ -77,7 +80,7 @@ def run(path: Path, args: list[str], makers: Mapping[str, tuple[type, Callable[[
         except OSError as error:
             raise UserError(f"cannot write {own.out} ({error.strerror}): give another --out") from None
     if again == content:
-        print(f"{path} is reproduced, bit for bit: {then.command} of {directory} at step {then.step}")
+        say(f"{path} is reproduced, bit for bit: {then.command} of {directory} at step {then.step}")
         return
     here = folder.versions() | {"device": folder.device()}
     changes = [f"{n} was {a}, is {b}" for n, a, b in folder.differences(then.versions | {"device": then.device}, here)]

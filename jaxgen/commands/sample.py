@@ -6,6 +6,7 @@ from pathlib import Path
 from jaxgen.commands.flags import parse
 from jaxgen.commands.making import Files, Trained, deliver, opened, stamps
 from jaxgen.ranges import Index, Seed, UpTo1M
+from jaxgen.terminal import say
 
 
 @dataclass(frozen=True)
@@ -53,14 +54,14 @@ def run(directory: Path, args: list[str]) -> None:
     stream = trained.experiment.stream
     if stream and own.out is None and own.num in (None, 1):
         for piece in stream(trained.params, trained.key):
-            print(piece, end="", flush=True)
-        print()
+            say(piece, end="")
+        say()
         return
     files = files_of(trained, own)
     first = next(iter(files))
     if first in (".txt", ".csv") and own.out is None:
-        print(files[first].decode())
+        say(files[first].decode())
         return
     shown = deliver(own.out or Path(f"samples{first}"), stamps("sample", trained, own, files))
     num = number(trained, own)
-    print(f"{num} sample{'s' if num > 1 else ''} of {directory} at step {trained.step}: {', '.join(map(str, shown))}")
+    say(f"{num} sample{'s' if num > 1 else ''} of {directory} at step {trained.step}: {', '.join(map(str, shown))}")

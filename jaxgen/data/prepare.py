@@ -25,6 +25,7 @@ from pathlib import Path
 from jaxgen.data.catalogue import RAW, RAW_AUDIO, RAW_MOLECULES, RAW_TEXT, Raw
 from jaxgen.data.progress import watched
 from jaxgen.errors import UserError, install
+from jaxgen.terminal import say
 
 
 def _raw(name: str) -> Raw:
@@ -127,7 +128,7 @@ def prepare(name: str, *, raw_dir: str | Path, data_dir: str | Path | None = Non
         return folder
     contents = {file: _verified(name, raw_dir, file) for file in raw.sha256}
     root = data_folder(data_dir)
-    print(f"preparing {name} in {root}", file=sys.stderr, flush=True)
+    say(f"preparing {name} in {root}", file=sys.stderr)
     try:
         root.mkdir(parents=True, exist_ok=True)
         _write(name, contents, root)
@@ -220,7 +221,7 @@ def download(name: str, into: str | Path, *, timeout: float = 4.0) -> None:
                 continue
             with _open(url, timeout) as response:
                 into.mkdir(parents=True, exist_ok=True)
-                print(f"downloading {url}", file=sys.stderr, flush=True)
+                say(f"downloading {url}", file=sys.stderr)
                 with part.open("wb") as target:
                     shutil.copyfileobj(response, target)
             found = raw.digest(part.read_bytes())

@@ -16,7 +16,7 @@ import msgspec
 
 from jaxgen.data.prepare import AGAIN
 from jaxgen.errors import UserError
-from jaxgen.files import read_file
+from jaxgen.files import read_file, read_json
 
 _MODULE = "tensorflow_datasets.core.features"
 KINDS = {
@@ -146,7 +146,7 @@ def describe(name: str, folder: Path) -> Prepared:
 
 
 def _read(path: Path, kind: type) -> Any:
-    return msgspec.json.decode(read_file(path, MOST_BYTES), type=kind, strict=False)  # its integers are strings
+    return read_json(path, kind, most=MOST_BYTES, strict=False)  # its integers are strings
 
 
 def _feature(folder: Path, key: str, feature: _Feature) -> Feature:

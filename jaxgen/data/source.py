@@ -6,6 +6,7 @@ times faster than a pipeline that handles one example at a time.
 """
 
 import hashlib
+import math
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
@@ -32,6 +33,11 @@ class Spec:
     vocabulary: str = ""  # of texts: what jaxgen.data.vocabulary.vocabulary rebuilds it from
     # Of the columns of the entry "properties": the mean and standard deviation with which they were standardised.
     properties: dict[str, tuple[float, float]] = field(default_factory=dict)
+
+    def __post_init__(self):
+        for name, (shape, dtype) in self.entries.items():  # they may come from a run folder
+            if min(shape, default=0) < 0 or math.prod(shape) > 2**31 or np.dtype(dtype).kind not in "biuf":
+                raise ValueError(f"entries {name!r} of shape {shape} and dtype {dtype}")
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ from functools import partial
 import pytest
 from test_experiments import without
 
-from experiments import gan_mnist, reproduce
-from experiments.reproduce import ROWS, main, table, words_of, written
+from experiments import gan_mnist, results
+from experiments.results import ROWS, main, table, words_of, written
 from jaxgen.classifier import classifier
 from jaxgen.data import molecules
 from jaxgen.errors import UserError
@@ -31,9 +31,9 @@ def quick(one_device, tmp_path_factory):
     "name", [pytest.param(name, marks=without if "molecules" in row.command else ()) for name, row in ROWS.items()]
 )
 def test_every_row_runs_to_its_end(name, tmp_path):
-    results = tmp_path / "results.jsonl"
-    main([name, "--budget", "smoke", "--workdir", str(tmp_path / "run"), "--results", str(results)])
-    (result,) = reproduce.read(results)
+    kept = tmp_path / "results.jsonl"
+    main([name, "--budget", "smoke", "--workdir", str(tmp_path / "run"), "--results", str(kept)])
+    (result,) = results.read(kept)
     assert result["row"] == name
     assert result["steps"] <= 20
     for figure in ROWS[name].figures:
@@ -60,8 +60,8 @@ def test_every_schedule_is_a_command(name):
 
 
 def test_the_readme_shows_what_was_kept():
-    readme = reproduce.README.read_text()
-    assert written(readme, reproduce.read()) == readme
+    readme = results.README.read_text()
+    assert written(readme, results.read()) == readme
 
 
 def result(row, value, seeds, budget="cpu", **changes):
@@ -121,16 +121,16 @@ def test_the_table_mixes_no_schedules():
 
 
 def test_a_row_starts_afresh_and_so_does_its_time(tmp_path):
-    options = partial(reproduce.Options, "smoke", workdir=tmp_path / "run", results=tmp_path / "results.jsonl")
+    options = partial(results.Options, "smoke", workdir=tmp_path / "run", results=tmp_path / "results.jsonl")
     times = tmp_path / "run.seconds"
     times.write_text("1000000\n")  # of a folder that is gone
-    assert reproduce.reproduce("ring", options())["seconds"] < 1_000_000
+    assert results.measured("ring", options())["seconds"] < 1_000_000
     with pytest.raises(UserError, match=re.escape("--seed was 0, is 1")):
-        reproduce.reproduce("ring", options(seed=1))
+        results.measured("ring", options(seed=1))
     with times.open("a") as file:
         file.write("1000000\n")
-    afresh = options(seed=1, run=reproduce.RunOptions(overwrite=True))
-    assert reproduce.reproduce("ring", afresh)["seconds"] < 1_000_000
+    afresh = options(seed=1, run=results.RunOptions(overwrite=True))
+    assert results.measured("ring", afresh)["seconds"] < 1_000_000
 
 
 def test_what_is_wrong_is_said(tmp_path):
@@ -140,14 +140,21 @@ def test_what_is_wrong_is_said(tmp_path):
         written("nothing", [])
 
 
-def test_a_smoke_run_leaves_no_trace_in_what_was_kept(tmp_path, monkeypatch):
-    kept = tmp_path / "results.jsonl"
-    monkeypatch.setattr(reproduce, "RESULTS", kept)
-    monkeypatch.setattr(reproduce, "reproduce", lambda name, options: result(name, 1.0, [0], options.budget))
-    main(["made", "--budget", "smoke", "--results", str(kept)])
-    assert not kept.exists()
-    monkeypatch.setattr(reproduce, "README", tmp_path / "README.md")
-    (tmp_path / "README.md").write_text(f"before\n{reproduce.BEGIN}{reproduce.END}after\n")
-    main(["made", "--results", str(kept)])
-    assert [json.loads(line)["row"] for line in kept.read_text().splitlines()] == ["made"]
-    assert "test NLL 1.00" in (tmp_path / "README.md").read_text()
+def test_nothing_is_kept_unasked(tmp_path, monkeypatch, capsys):
+    kept, readme, before = tmp_path / "results.jsonl", tmp_path / "README.md", "before\n"
+    monkeypatch.setattr(results, "RESULTS", kept)
+    monkeypatch.setattr(results, "README", readme)
+    monkeypatch.setattr(results, "measured", lambda name, options: result(name, 1.0, [0], options.budget))
+    readme.write_text(before := f"{before}{results.BEGIN}{results.END}after\n")
+    for budget in ("smoke", "cpu"):
+        main(["made", "--budget", budget])
+    assert (kept.exists(), readme.read_text()) == (False, before)
+    assert f"not kept: the same command with --write appends this line to {kept}" in capsys.readouterr().out
+    with pytest.raises(UserError, match="--write: a smoke run is no result"):
+        main(["made", "--budget", "smoke", "--write"])
+    main(["made", "--results", str(tmp_path / "mine.jsonl")])
+    assert (kept.exists(), readme.read_text()) == (False, before)
+    main(["made", "--write"])
+    for path in (kept, tmp_path / "mine.jsonl"):
+        assert [json.loads(line)["row"] for line in path.read_text().splitlines()] == ["made"]
+    assert "test NLL 1.00" in readme.read_text()

@@ -1,7 +1,7 @@
-"""Published numbers, and ours beside them: python -m experiments.reproduce --list
+"""Published numbers, and ours beside them: python -m experiments.results --list
 
-`python -m experiments.reproduce made --budget cpu` runs a row, appends what came out to results.jsonl beside this file,
-and writes the README's table anew. A run that was stopped goes on where it was.
+`python -m experiments.results made --budget cpu` runs a row and prints the result; with `--write` it also appends the
+result to results.jsonl beside this file and writes the README's table anew. The same command resumes a stopped run.
 """
 
 import difflib
@@ -28,7 +28,7 @@ FOOTNOTE = f"""
 {MARK} The schedule was chosen on the test split, which makes the figure optimistic; to be rerun with a schedule chosen
 on validation data. Figures of the other rows are measured on samples alone.
 """
-BEGIN, END = "<!-- results: python -m experiments.reproduce --write -->\n", "<!-- end of results -->\n"
+BEGIN, END = "<!-- results: python -m experiments.results --write -->\n", "<!-- end of results -->\n"
 
 
 class Row(NamedTuple):
@@ -195,9 +195,11 @@ class Options:
     seed: Seed = 0
     """Seed of the run, or the first of several."""
     workdir: Path | None = None
-    """Run folder (default: runs/reproduce/ROW-BUDGET-SEED)."""
-    results: Path = RESULTS
-    """The file to append to; a smoke run appends to none unless it is given one."""
+    """Run folder (default: runs/results/ROW-BUDGET-SEED)."""
+    write: bool = False
+    """Append the result to results.jsonl beside this file and write the README's table anew."""
+    results: Path | None = None
+    """Another file to append the result to."""
     run: RunOptions = field(default_factory=RunOptions)
 
 
@@ -217,12 +219,12 @@ def words_of(name: str, budget: Budget) -> list[str]:
     return [experiment, *named, *rest, *flags[len(named) :]]
 
 
-def reproduce(name: str, options: Options) -> dict[str, Any] | None:
+def measured(name: str, options: Options) -> dict[str, Any] | None:
     """Runs a row; what is to be kept of it, or None where it was stopped."""
     from jaxgen import folder, log
     from jaxgen.run import parse, run
 
-    workdir = options.workdir or Path("runs/reproduce") / f"{name}-{options.budget}-{options.seed}"
+    workdir = options.workdir or Path("runs/results") / f"{name}-{options.budget}-{options.seed}"
     experiment, *words = words_of(name, options.budget)
     words += ["--seed", str(options.seed)]
     command = shlex.join(["python", "-m", f"experiments.{experiment}", *words])
@@ -350,27 +352,39 @@ def between(readme: str, begin: str, end: str, text: str) -> str:
     return before + begin + text + end + after
 
 
+def keep(result: dict[str, Any], paths: list[Path]) -> None:
+    """Append a result to files, or print it and say how to keep it."""
+    line = json.dumps(result)
+    for path in paths:
+        with path.open("a") as file:
+            file.write(line + "\n")
+    if not paths:
+        print(f"\n{line}\nnot kept: the same command with --write appends this line to {RESULTS}")
+
+
 def main(args: list[str]) -> None:
     if args == ["--list"]:
         print(table(read()), end="")
     elif args == ["--write"]:
         README.write_text(written(README.read_text(), read()))
     elif not args or args[0] in ("-h", "--help"):
-        print(f"{__doc__}\nusage: python -m experiments.reproduce ROW [--budget smoke|cpu|full] | --list | --write")
-        print(f"rows:  {', '.join(ROWS)}\n       python -m experiments.reproduce ROW --help: its flags")
+        print(f"{__doc__}\nusage: python -m experiments.results ROW [--budget smoke|cpu|full] [--write] | --list")
+        print("       python -m experiments.results --write: only the README's table")
+        print(f"rows:  {', '.join(ROWS)}\n       python -m experiments.results ROW --help: its flags")
     elif args[0] not in ROWS:
         close = difflib.get_close_matches(args[0], ROWS, n=1)
         raise UserError(
             f"no row {args[0]!r}{f'; did you mean {close[0]}?' if close else ''}: expected {', '.join(ROWS)}"
         )
     else:
-        options = cli.parse(Options, args[1:], program=f"python -m experiments.reproduce {args[0]}")
-        result = reproduce(args[0], options)
-        if result and (options.budget != "smoke" or options.results != RESULTS):
-            with options.results.open("a") as file:
-                file.write(json.dumps(result) + "\n")
-            if options.results == RESULTS:
-                README.write_text(written(README.read_text(), read()))
+        options = cli.parse(Options, args[1:], program=f"python -m experiments.results {args[0]}")
+        if options.write and options.budget == "smoke":
+            raise UserError("--write: a smoke run is no result; give --budget cpu or full")
+        result = measured(args[0], options)
+        if result is not None:
+            keep(result, [RESULTS] * options.write + [options.results] * (options.results is not None))
+        if result is not None and options.write:
+            README.write_text(written(README.read_text(), read()))
 
 
 if __name__ == "__main__":
