@@ -101,10 +101,10 @@ def test_the_table():
 
 def test_schedules_chosen_on_the_test_split_are_marked():
     text = table([])
-    assert text.count(reproduce.MARK) == 1 + sum(row.on_test for row in ROWS.values())
+    assert text.count(results.MARK) == 1 + sum(row.on_test for row in ROWS.values())
     assert "| `made` † |" in text
     assert "| `ring` |" in text
-    assert text.endswith(reproduce.FOOTNOTE)
+    assert text.endswith(results.FOOTNOTE)
 
 
 def test_the_table_mixes_no_schedules():

@@ -367,7 +367,7 @@ def test_a_run_older_than_the_flag_held_nothing_out(tmp_path, capsys, light, one
 
 def test_published_protocols_train_on_the_whole_training_split():
     from experiments import transformer_molecules
-    from experiments.reproduce import ROWS, words_of
+    from experiments.results import ROWS, words_of
     from jaxgen.run import parse
 
     for module in (vae_mnist, pixelcnn_mnist, transformer_text, transformer_molecules, gan_toy, gan_stacked_mnist):

@@ -5,6 +5,8 @@ import time
 from collections.abc import Iterable, Iterator
 from typing import TypeVar
 
+from jaxgen.terminal import say
+
 T = TypeVar("T")
 
 EVERY = 10.0  # seconds between two lines, if there is no terminal for a bar
@@ -21,5 +23,5 @@ def watched(items: Iterable[T], what: str, total: int | None = None) -> Iterator
     for count, item in enumerate(items):
         if time.monotonic() - said >= EVERY:
             said = time.monotonic()
-            print(f"{what}: {count:,}{f' of {total:,}' if total else ''}", file=sys.stderr, flush=True)
+            say(f"{what}: {count:,}{f' of {total:,}' if total else ''}", file=sys.stderr)
         yield item
