@@ -72,6 +72,7 @@ NAMED = {
     "unrolled": Config(
         workdir=Path("runs/unrolled"),
         batch_size=128,
+        data=DataConfig(validation=0.0),
         model=ModelConfig(conditional=False, width=16, latents=256),
         evaluate=EvaluateConfig(metrics="labels", num_samples=25_600, truncation=None, copies=None),
     ),

@@ -20,6 +20,7 @@ from experiments.gan_mnist import game
 from jaxgen import config as flags
 from jaxgen.data import Dataset, Spec
 from jaxgen.data.points import SIGMA, centers, load_points
+from jaxgen.data.source import hold_out
 from jaxgen.evaluate import Estimate, evaluate
 from jaxgen.experiment import Experiment, Latents
 from jaxgen.metrics.fidelity import mixture_modes
@@ -38,7 +39,7 @@ class DataConfig(flags.DataConfig):
     name: Literal["grid", "ring"] = "grid"
     """25 modes at {-4, -2, 0, 2, 4}^2, or 8 on the unit circle."""
     count: Annotated[int, Meta(ge=1, le=10_000_000)] = 100_000
-    """Points to train on."""
+    """Points of the training data."""
     sigma: Positive | None = None
     """Standard deviation of each mode; by default 0.05 of grid and 0.01 of ring."""
 
@@ -86,7 +87,8 @@ class Config(flags.Config):
 
 
 def load(config: Config) -> Dataset:
-    return load_points(config.data.name, count=config.data.count, sigma=config.data.sigma)
+    points = load_points(config.data.name, count=config.data.count, sigma=config.data.sigma)
+    return hold_out(points, config.data.validation)
 
 
 def build(config: Config, spec: Spec) -> Experiment:
@@ -170,6 +172,7 @@ PACGAN = Config(
     workdir=Path("runs/pacgan"),
     steps=400_000,
     batch_size=400,
+    data=DataConfig(validation=0.0),
     model=ModelConfig("non_saturating", network="pacgan", latents=2, prior="normal", r1=0.0, r2=0.0, pack=4),
     optimizer=flags.OptimizerConfig(learning_rate=1e-4, schedule="constant", b1=0.8),
     run=flags.RunConfig(log_every=2_000, evaluate_every=20_000, checkpoint_every=20_000),

@@ -23,6 +23,11 @@ from jaxgen.ranges import Seed
 
 RESULTS = Path(__file__).with_name("results.jsonl")
 README = Path(__file__).parents[1] / "README.md"
+MARK = "†"
+FOOTNOTE = f"""
+{MARK} The schedule was chosen on the test split, which makes the figure optimistic; to be rerun with a schedule chosen
+on validation data. Figures of the other rows are measured on samples alone.
+"""
 BEGIN, END = "<!-- results: python -m experiments.results --write -->\n", "<!-- end of results -->\n"
 
 
@@ -38,6 +43,8 @@ class Row(NamedTuple):
       cpu: flags for two CPU cores; None where they are too few.
       full: flags for the whole schedule.
       halved: whether the published schedule is twice as long as the whole one.
+      on_test: whether the schedule was chosen by figures on the test split; False once it is chosen on validation data
+        and the row is run again.
     """
 
     command: str
@@ -48,6 +55,7 @@ class Row(NamedTuple):
     cpu: str | None = ""
     full: str = ""
     halved: bool = False
+    on_test: bool = True
 
 
 _DIGITS = "--data.name mnist_5k --data.image-size 8 --batch-size 16 --steps 20 --evaluate.copies None"
@@ -105,19 +113,34 @@ ROWS = {
         "81.45, gated 81.50 (pytorch-generative)",
         _NLL,
         f"{_DIGITS} --model.width 8 --model.depth 2",
-        "--data.strict",
+        "--data.strict --data.validation 0",
         "full",
     ),
-    "grid": Row("gan_toy --seeds 10", "25 modes, 2,500 samples, 10 seeds", "24.8 (PacGAN)", ("modes", "points"), _TOY),
-    "ring": Row("gan_toy --seeds 10 --data.name ring", "8 modes, the same", "7.9 (PacGAN)", ("modes", "points"), _TOY),
+    "grid": Row(
+        "gan_toy --seeds 10 --data.validation 0",
+        "25 modes, 2,500 samples, 10 seeds",
+        "24.8 (PacGAN)",
+        ("modes", "points"),
+        _TOY,
+        on_test=False,
+    ),
+    "ring": Row(
+        "gan_toy --seeds 10 --data.name ring --data.validation 0",
+        "8 modes, the same",
+        "7.9 (PacGAN)",
+        ("modes", "points"),
+        _TOY,
+        on_test=False,
+    ),
     "stacked-mnist": Row(
-        "gan_stacked_mnist",
+        "gan_stacked_mnist --data.validation 0",
         "1,000 modes, 128,000 images, 26,000 samples",
         "1,000 modes, KL 0.06 (PacGAN)",
         ("modes", "KL"),
         "--data.name mnist_5k --data.count 500 --steps 4 --batch-size 8 --evaluate.num-samples 100 --model.width 4",
         "--data.strict --model.width 32 --steps 30000",
         "--data.strict",
+        on_test=False,
     ),
     "shakespeare-cpu": Row(
         "transformer_text shakespeare_cpu",
@@ -140,6 +163,7 @@ ROWS = {
         "60.2, 5.6 (GrammarVAE)",
         ("valid",),
         _MOLECULES,
+        on_test=False,
     ),
     "zinc250k": Row(
         "transformer_molecules",
@@ -270,8 +294,9 @@ def table(results: list[dict[str, Any]]) -> str:
             schedule = f"{shortened}{newest['steps']:,} steps, {_counted(seeds)}{_beyond(row, newest['command'])}"
             device = f"{_cores(newest['cores'])} of a CPU" if "cpu" in newest["device"] else newest["device"]
             cost = f"{newest['seconds'] / 60:.0f} min, {device}"
-        lines.append(f"| `{name}` | {row.protocol} | {row.published} | {ours} | {schedule} | {cost} |")
-    return "\n".join(lines) + "\n"
+        mark = f" {MARK}" * row.on_test
+        lines.append(f"| `{name}`{mark} | {row.protocol} | {row.published} | {ours} | {schedule} | {cost} |")
+    return "\n".join(lines) + "\n" + FOOTNOTE
 
 
 def _figures(runs: list[dict[str, Any]]) -> Iterator[str]:

@@ -322,7 +322,7 @@ def burda(
         workdir=Path("runs") / name,
         steps=200_000,
         run=flags.RunConfig(log_every=1_000, evaluate_every=20_000, checkpoint_every=10_000, chunk=100),
-        data=flags.ImageDataConfig(strict=True),
+        data=flags.ImageDataConfig(strict=True, validation=0.0),
         model=ModelConfig(
             hidden=hidden, latents=latents, num_samples=num_samples, doubly_reparameterized=doubly_reparameterized
         ),
@@ -338,7 +338,7 @@ NAMED["burda-1layer-k50-dreg"] = burda((200,), (50,), 50, doubly_reparameterized
 NAMED["flax"] = Config(
     workdir=Path("runs/vae_flax"),
     steps=11_700,
-    data=flags.ImageDataConfig("binarized_mnist", binarization="fixed", strict=True),
+    data=flags.ImageDataConfig("binarized_mnist", binarization="fixed", strict=True, validation=0.0),
     model=ModelConfig(hidden=(500,), depth=1, latents=(20,)),
     optimizer=flags.OptimizerConfig(learning_rate=3e-3),
 )

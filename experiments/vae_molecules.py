@@ -213,7 +213,7 @@ def experiment(model: VAE, store: Callable, words: Vocabulary, config: Config, s
         return decode_many(params, np.asarray(around(means(params, near(config.sample.near)), key, n)))
 
     def exhibits(params, arrays, key):
-        """Samples; held-out molecules over what becomes of them; a path between two of them."""
+        """Samples; molecules of the data over what becomes of them; a path between two of them."""
         shown = pictures(to_smiles(draw_many(params, key, BATCH), words))
         originals = to_smiles(arrays["tokens"][:6], words)
         mu = means(params, {name: array[:6] for name, array in arrays.items()})
@@ -222,7 +222,7 @@ def experiment(model: VAE, store: Callable, words: Vocabulary, config: Config, s
         pairs = list(zip(originals, rebuilt, strict=True))
         figures = [originals[i] for i in range(len(pairs))] + [b for _, b in pairs]
         spelled = canonical(figures)
-        captions = ["held out"] * len(pairs) + ["rebuilt" if one else "not valid" for one in spelled[len(pairs) :]]
+        captions = ["original"] * len(pairs) + ["rebuilt" if one else "not valid" for one in spelled[len(pairs) :]]
         shown["reconstructions"] = structures([one or "" for one in spelled], captions, columns=len(pairs))
         stations = list(dict.fromkeys(one for one in canonical(path) if one))
         return shown | ({"interpolations": structures(stations)} if stations else {})

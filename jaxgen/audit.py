@@ -1,4 +1,4 @@
-"""What a comparison with the training images shows: whether a model copies them, and whether it betrays them."""
+"""Comparison of a model with its training images: copies among its samples, and membership inference."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -8,15 +8,16 @@ import numpy as np
 
 from jaxgen.data.source import Arrays, gather
 from jaxgen.evaluate import Estimate, interval, per_example
+from jaxgen.metrics.fidelity import Interval
 from jaxgen.metrics.memorization import Memorization, membership, memorization
 from jaxgen.report import Exhibit, grid
 from jaxgen.types import Batch, Key, Params
 
-HELD_OUT = 2_000  # most held-out images whose nearest training images are looked for
+HELD_OUT = 2_000  # most held-out images whose distances give the threshold
 
 
 class Audit(NamedTuple):
-    """Figures, things to see, what is wrong with the model, in words, and whether it copies."""
+    """Figures, exhibits, warnings, and the verdict on copying in words that a model card can carry."""
 
     figures: dict[str, Estimate] = {}
     exhibits: dict[str, Exhibit] = {}
@@ -33,17 +34,18 @@ def images_audit(
     form: Callable[[np.ndarray, Key], jax.Array] | None = None,
     judge: Callable[[], Any] | None = None,
 ) -> Callable[[Params, Arrays, Arrays, Key], Audit] | None:
-    """Looks for copies among samples, and for what tells training images from others (`jaxgen.metrics.memorization`).
+    """An audit: copies among samples, and membership inference (`jaxgen.metrics.memorization`).
 
     Args:
       draw: `(params, key, n) ->` images as stored.
       evaluate: `(params, batch, key) -> {name: [B]}`, per example.
-      attack: which of those values membership is inferred from, by being higher for training images; with a minus
-        before it, by being lower.
-      count: samples, and training and held-out images of which it is asked whether they are told; None: no audit.
-      form: `(images, key) ->` stored images in the form that samples have, if that is another.
-      judge: makes a network with a `name`, whose features `apply(images)[0]`, [N, D], are looked at too: a copy that is
-        moved is far in pixels, and near there. None, or one that returns None: pixels alone.
+      attack: name of the value of `evaluate` that infers membership, where training images have higher values; with a
+        leading minus, where they have lower values.
+      count: number of samples, and of training and held-out images in the membership inference; None: no audit.
+      form: `(images, key) ->` stored images in the form of samples, if that form is another.
+      judge: makes a network with a `name`, whose features `apply(images)[0]`, [N, D], are compared too: a copy that is
+        moved is far in pixels, and near in features. None, or one that returns None: pixels
+        alone.
 
     Returns:
       `(params, train, held_out, key) -> Audit`, of `image` uint8 [N, H, W, C].
@@ -55,6 +57,9 @@ def images_audit(
     def audit(params: Params, train: Arrays, held_out: Arrays, key: Key) -> Audit:
         draw_key, form_key, *value_keys = jax.random.split(key, 4)
         images, others = train["image"], held_out["image"]
+        if min(len(images), len(others)) < 2:
+            few = f"{len(images):,} training and {len(others):,} held-out images"
+            return Audit(verdict=f"no verdict on copying: the audit needs at least 2 of each, and there are {few}")
         samples = np.asarray(draw(params, draw_key, count))
         drawn = others[:HELD_OUT] if form is None else np.asarray(form(others[:HELD_OUT], form_key))
         size, rng = min(count, len(images), len(others)), np.random.default_rng(0)
@@ -82,23 +87,23 @@ def images_audit(
             figures={key: figure for one in found for key, figure in one.figures.items()} | {told: interval(auc)},
             exhibits={key: exhibit for one in found for key, exhibit in one.exhibits.items()},
             warnings=tuple(warning for one in found for warning in one.warnings),
-            verdict="; ".join(one.verdict for one in found),
+            verdict=" ".join(one.verdict for one in found),
         )
 
     return audit
 
 
 def _seen(found: Memorization, samples: np.ndarray, images: np.ndarray, *, of: str, where: str) -> Audit:
-    """What the distances of samples to training images say, `of` what they are."""
-    worst, near = found.worst(10), interval(found.near)
+    """Findings from the distances of samples to training images; `of` names the features and samples."""
+    worst, verdict = found.worst(10), f"{where and f'{where.strip()}: '}{found}"
     pairs = np.concatenate([samples[worst], images[found.nearest[worst]]])
-    nearer, verdict = Estimate(100 * near.mean, 100 * near.error), f"{found}{where and f' ({where.strip()})'}"
+    shares = {
+        "samples nearer to a training image than 1 % of held-out images are": found.near,
+        "samples nearer to training than to held-out images beyond chance": found.overall.share,
+    }
     return Audit(
         figures={
-            f"samples nearer to a training image than 1 % of held-out images are, % ({of})": nearer,
-            f"samples nearer to training than to held-out images beyond chance, % ({of})": Estimate(
-                100 * found.overall.share, 0.0
-            ),
+            f"{name}, % ({of})": interval(Interval(*(100 * bound for bound in share))) for name, share in shares.items()
         },
         exhibits={
             f"memorization{where}": f"{verdict}\n",

@@ -41,12 +41,20 @@ LEAST_HELD_OUT = 20  # held-out images; an accuracy of fewer says little, and so
 class Classifier(NamedTuple):
     """A network that judges images.
 
-    name: what it is; of one trained here, of which data, and how well it does.
+    named: computes `name`.
     apply: `images uint8 [N, H, W, C] -> (features [N, D], probabilities [N, K])`, float32.
     """
 
-    name: str
+    named: Callable[[], str]
     apply: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
+
+    @property
+    def name(self) -> str:
+        """Name of the network; of one trained here also its data and its accuracy on their test split.
+
+        Ask for it at the end of a run only: it may evaluate the test split.
+        """
+        return self.named()
 
 
 def classifier(
@@ -94,16 +102,20 @@ def classifier(
         kind = "classifier" if labels else "rotation network"
         say(f"training a {kind} on {data.name} to judge samples, once: {steps:,} steps")
         params = _train(Network(classes), data.train, _labelled if labels else _turned, seed, steps, batch_size)
-        images, label = (data.test["image"], data.test["label"]) if labels else _all_turns(data.test["image"])
-        _, probabilities = _apply(partial(_forward, params, labels), 1_000, images)
-        right = probabilities.argmax(-1) == label
-        found = flatten_dict(params, sep="/") | {"name": np.array(f"{data.name} {kind}"), "accuracy": right.mean()}
+        found = flatten_dict(params, sep="/") | {"name": np.array(f"{data.name} {kind}")}
         _write(path, found)
-    accuracy, name = float(found.pop("accuracy")), str(found.pop("name"))
-    params = unflatten_dict(found, sep="/")
-    return Classifier(
-        f"{name}, {100 * accuracy:.1f} % right", partial(_apply, partial(_forward, params, labels), 1_000)
-    )
+    known = {name: found.pop(name) for name in ("name", "accuracy") if name in found}
+    apply = partial(_apply, partial(_forward, unflatten_dict(found, sep="/"), labels), 1_000)
+
+    def named() -> str:
+        if "accuracy" not in known:
+            test = load().test
+            images, label = (test["image"], test["label"]) if labels else _all_turns(test["image"])
+            known["accuracy"] = np.mean(apply(images)[1].argmax(-1) == label)
+            _write(path, found | known)
+        return f"{known['name']}, {100 * known['accuracy']:.1f} % right"
+
+    return Classifier(named, apply)
 
 
 def shortage(data: Dataset, labels: bool) -> str:
@@ -128,7 +140,7 @@ def inception(path: Path) -> Classifier:
     from jaxgen.metrics.inception import load
     from jaxgen.networks.inception import features
 
-    return Classifier("FID's Inception network", partial(_apply, partial(jax.jit(features), load(path)), 50))
+    return Classifier(lambda: "FID's Inception network", partial(_apply, partial(jax.jit(features), load(path)), 50))
 
 
 def by_channel(judge: Classifier | None) -> Classifier | None:
@@ -141,7 +153,7 @@ def by_channel(judge: Classifier | None) -> Classifier | None:
             combined = (combined[:, :, None] * each[:, None, :]).reshape(len(images), -1)
         return np.concatenate(features, axis=-1), combined
 
-    return judge and Classifier(f"{judge.name}, on each channel", apply)
+    return judge and Classifier(lambda: f"{judge.name}, on each channel", apply)
 
 
 def _apply(function: Callable, size: int, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -263,7 +275,7 @@ def _read(path: Path) -> dict[str, np.ndarray] | None:
             found = {name: arrays[name] for name in arrays.files}
     except Exception:  # what damaged bytes raise depends on where they are damaged
         return None
-    return found if {"name", "accuracy"} <= found.keys() else None
+    return found if "name" in found else None
 
 
 def _write(path: Path, arrays: dict[str, np.ndarray]) -> None:

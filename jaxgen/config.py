@@ -29,6 +29,10 @@ class DataConfig:
     """Folder of prepared tensorflow-datasets (default: the one that tensorflow-datasets itself uses)."""
     strict: bool = False
     """Stop where the data set cannot be had, instead of training on one that needs no network."""
+    validation: Annotated[float, Meta(ge=0, le=0.5)] = 0.1
+    """Share of the training examples held out for validation, 0 to 0.5: curves, warnings and the best checkpoint come
+    from them. With 0 a part of the training data is evaluated instead, and no best checkpoint is kept. A data set with
+    a validation split of its own (binarized_mnist) keeps that one, and this flag does not apply."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,7 @@ class ImageDataConfig(DataConfig):
             image_size=self.image_size,
             background=self.background,
             binarization=self.binarization,
+            validation=self.validation,
         )
 
 
@@ -78,6 +83,7 @@ class TextDataConfig(DataConfig):
             vocabulary_size=self.vocabulary_size,
             context=context,
             column=self.column,
+            validation=self.validation,
         )
 
 
@@ -93,6 +99,8 @@ class AudioDataConfig(DataConfig):
     """Of an example: what is longer is cut, what is shorter ends in silence (notes: 0.256, digits: 0.64, yours: 1)."""
     joint: bool = False
     """Label by pitch and brightness, or digit and speaker, instead of the first alone."""
+    channel: str = "mix"
+    """Channel of recordings in audio:PATH: mix (the mean of all), left, right, or a number from 1."""
 
     def load(self) -> Dataset:
         """The sounds, in memory."""
@@ -103,6 +111,8 @@ class AudioDataConfig(DataConfig):
             sample_rate=self.sample_rate,
             seconds=self.seconds,
             joint=self.joint,
+            channel=self.channel,
+            validation=self.validation,
         )
 
 
@@ -134,6 +144,7 @@ class MoleculeDataConfig(DataConfig):
             longest=self.longest,
             column=self.column,
             largest_fragment=self.largest_fragment,
+            validation=self.validation,
         )
 
 
@@ -228,11 +239,11 @@ class RunConfig:
     log_every: Count = 500
     """Steps between two lines of metrics."""
     evaluate_every: Count = 2_000
-    """Steps between two evaluations on held-out data, with pictures."""
+    """Steps between two evaluations on validation data, with pictures."""
     checkpoint_every: Count = 2_000
     """Steps between two checkpoints."""
     keep: Count = 2
-    """Checkpoints that stay, beside the one of the lowest held-out loss."""
+    """Checkpoints that stay, beside the one with the lowest validation loss."""
     synchronous: bool = False
     """Wait until each checkpoint is written, instead of training on meanwhile."""
     guard: bool = True
@@ -277,10 +288,10 @@ class ImageEvaluateConfig(EvaluateConfig):
     """What is measured of a model of images."""
 
     copies: Annotated[int, Meta(ge=10, le=1_000_000)] | None = field(default=1_000, kw_only=True)
-    """Samples whose nearest training images are looked for, and images that are asked whether they were trained on:
-    does the model copy? None: it is not asked."""
+    """Number of samples in the copy audit (nearest training images), and of images in its membership inference. None
+    skips the audit."""
     features: bool = field(default=False, kw_only=True)
-    """Look for copies in the features of a network, too, trained once on the labels of the data, or on rotations if
+    """Repeat the copy audit in the features of a network trained once on the labels of the data, or on rotations if
     there are none: a moved copy is near in features, and far in pixels."""
 
 
@@ -296,7 +307,7 @@ class Config:
     workdir: Path = Path("runs/experiment")
     """Run folder. Its default name ends in what other flags change. Rerun the command to resume."""
     seed: Seed = 0
-    """Of all that is random: parameters, order of the data, noise."""
+    """Seed of all that is random (parameters, order of the data, noise), but for the noise of private training."""
     seeds: UpTo1k = 1
     """Train so many at once, of the seeds from --seed on; figures are then their mean and standard deviation."""
     steps: Index = 10_000

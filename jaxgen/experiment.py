@@ -12,7 +12,7 @@ from jaxgen import log, parallel, privacy, ranges
 from jaxgen.audit import Audit
 from jaxgen.checkpoint import find, restore
 from jaxgen.config import Config
-from jaxgen.data.source import Arrays, Dataset, Spec
+from jaxgen.data.source import Arrays, Dataset, Spec, protocol
 from jaxgen.errors import UserError
 from jaxgen.evaluate import Estimate, evaluate
 from jaxgen.report import Exhibit, grid
@@ -47,9 +47,9 @@ class Experiment(NamedTuple):
       model: what is trained.
       title: of the report.
       protocol: stands in the name of every likelihood, such as "dynamic binarisation".
-      exhibits: `(params, arrays, key) -> {caption: exhibit}`, of some held-out examples; by default none.
-      validate: `(params, arrays, key) ->` figures on held-out examples, while training goes on; by default the means of
-        `model.evaluate`.
+      exhibits: `(params, arrays, key) -> {caption: exhibit}`, of some validation examples; by default none.
+      validate: `(params, arrays, key) ->` figures on the validation split, while training goes on; by default the means
+        of `model.evaluate`.
       criterion: which of those is best where it is lowest; that checkpoint is kept.
       warn: what is wrong with a model of such figures, in words.
       measure: `(params, arrays, key, on_progress) ->` figures on all test examples, by default the means of
@@ -164,20 +164,32 @@ def validate(config: Config, experiment: Experiment, params: Params, arrays: Arr
     return over_members([figures(member, arrays, key) for member in members(config, params)])
 
 
-def measure(config: Config, experiment: Experiment, params: Params, arrays: Arrays) -> Figures:
-    """The experiment's figures, of one seed or over several."""
-    figures = over_members([_measure(experiment, member, arrays) for member in members(config, params)])
+def measure(
+    config: Config,
+    experiment: Experiment,
+    params: Params,
+    data: Dataset,
+    between: Callable[[], None] = lambda: None,
+) -> Figures:
+    """Figures on the test split, of one seed or over several; `between` is called between parts of the work."""
+    figures = over_members([_measure(experiment, member, data.test, between) for member in members(config, params)])
     suffix = f", mean ± standard deviation of {config.seeds} seeds" if config.seeds > 1 else ""
+    suffix += protocol(data.held_out)
     return {name + suffix: value for name, value in figures.items()}
 
 
-def _measure(experiment: Experiment, params: Params, arrays: Arrays) -> Figures:
+def _measure(experiment: Experiment, params: Params, arrays: Arrays, between: Callable[[], None]) -> Figures:
     """With a bar while it takes its time."""
     key = jax.random.key(0)
     if experiment.measure is None:
         means = evaluate(experiment.model.evaluate, params, arrays, key)
         return {f"test {name} ({experiment.protocol})": value for name, value in means.items()}
-    with log.bar("measuring") as on_progress:
+    with log.bar("measuring") as show:
+
+        def on_progress(share: float) -> None:
+            show(share)
+            between()
+
         return experiment.measure(params, arrays, key, on_progress)
 
 
@@ -187,6 +199,7 @@ def audit(config: Config, experiment: Experiment, params: Params, data: Dataset)
         return Audit()
     found = experiment.audit(members(config, params)[0], data.train, data.test, jax.random.key(0))
     suffix = f", seed {config.seed} alone" if config.seeds > 1 else ""
+    suffix += protocol(data.held_out)
     return found._replace(figures={name + suffix: value for name, value in found.figures.items()})
 
 

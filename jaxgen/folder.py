@@ -103,6 +103,8 @@ def read_record(directory: Path) -> Record | None:
             raise ValueError("it holds the character NUL, which no path may")
     except (ValueError, OSError, RecursionError) as error:
         raise UserError(f"{path} is not that of a run ({error}): give another --workdir") from None
+    if record is not None and isinstance(record.config.get("data"), dict):
+        record.config["data"].setdefault("validation", 0.0)  # runs older than the flag held nothing out
     return record
 
 

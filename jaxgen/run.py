@@ -13,7 +13,6 @@ import os
 import re
 import shlex
 import sys
-import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -32,7 +31,7 @@ from jaxgen.card import card
 from jaxgen.checkpoint import Checkpoints, restore
 from jaxgen.config import Config, check
 from jaxgen.data.reading import utf8
-from jaxgen.data.source import Arrays, Dataset, Spec, batch_indices, gather
+from jaxgen.data.source import Arrays, Dataset, Spec, batch_indices, gather, protocol
 from jaxgen.errors import UserError
 from jaxgen.evaluate import Estimate
 from jaxgen.experiment import (
@@ -159,8 +158,6 @@ def _end(line: str, status: int, *, shared: bool = False) -> NoReturn:
         if several and not shared:
             sys.stdout.flush()
     if several and not shared:
-        if processes.is_main() and not status:
-            time.sleep(2)  # JAX aborts those that are still there when process 0 goes
         os._exit(status)
     sys.exit(status)
 
@@ -182,12 +179,7 @@ def run(config: Config, load: Callable, build: Callable, name: str, command: str
     Every process of a run comes through here and computes the same; what is written, process 0 writes.
     """
     with signals.received() as received:
-        try:
-            _run(config, load, build, name, command, received)
-        except jax.errors.JaxRuntimeError as error:
-            if received.asked and processes.is_loss(error):  # the other got the signal too, and was quicker
-                raise signals.Stopped from None
-            raise
+        _run(config, load, build, name, command, received)
 
 
 def _run(config: Config, load: Callable, build: Callable, name: str, command: str, received: signals.Signals) -> None:
@@ -281,13 +273,13 @@ def _train_and_measure(
                 )
             if not stopped and not any(processes.exchange(received.asked)):
                 try:
-                    with received.patience(False):
-                        return _measure(config, experiment, data, state, record, writer, kept)
+                    with received.patience(processes.several()):  # several stop together, between two parts
+                        return _measure(config, experiment, data, state, record, writer, received, kept)
                 except signals.Stopped:
-                    if processes.several():
-                        raise  # the others may be waiting for this one
+                    pass
     again = " without --run.overwrite" if config.run.overwrite else ""
-    at = f"at step {int(state.step)} of {config.steps}{'' if stopped else ', before its figures were measured'}"
+    step = int(state.step)
+    at = f"at step {step} of {config.steps}{'' if step < config.steps else ', before its figures were measured'}"
     if main:
         say(f"stopped and saved {at}: the same command goes on{again}")
     return None
@@ -300,12 +292,18 @@ def _measure(
     state: TrainState,
     record: folder.Record,
     writer: log.Log,
+    received: signals.Signals,
     kept: Callable[[], None],
 ) -> Figures:
     """Measures the figures of the last state and logs them."""
+
+    def between() -> None:
+        if any(processes.exchange(received.asked)):
+            raise signals.Stopped
+
     step, params = int(state.step), evaluation_params(state)
     found = audit(config, experiment, params, data)
-    figures = measure(config, experiment, params, data.test) | found.figures
+    figures = measure(config, experiment, params, data, between) | found.figures
     figures |= guarantee(config, experiment.model, len(data), step)
     for warning in found.warnings:
         writer.warn(step, warning)
@@ -378,7 +376,7 @@ def _train(
     A signal ends an evaluation too, which is then made up for by the run that goes on.
     """
     model, stacked = experiment.model, config.seeds > 1
-    split, held_out = ("validation", data.validation) if data.validation else ("test", data.test)
+    split, watched = data.watched
     fixed_key = jax.random.key(0)  # the same noise at each evaluation
     rows = parallel.local_rows(config.batch_size, mesh)
 
@@ -401,12 +399,13 @@ def _train(
             pass
 
     def evaluate(step: int, params: Params) -> None:
-        values = validate(config, experiment, params, held_out, fixed_key)
-        exhibits = experiment.exhibits(members(config, params)[0], held_out, fixed_key)
+        values = validate(config, experiment, params, watched, fixed_key)
+        exhibits = experiment.exhibits(members(config, params)[0], watched, fixed_key)
         processes.from_main(kept)
         _exhibit(config.workdir, step, exhibits)
-        if experiment.criterion in values and math.isfinite(values[experiment.criterion].mean):
-            losses[step] = values[experiment.criterion].mean
+        found = values.get(experiment.criterion)
+        if data.validation is not None and found is not None and math.isfinite(found.mean):
+            losses[step] = found.mean
         writer.metrics(step, split, {name: value.mean for name, value in values.items()})
         writer.say(f"step {step}  {split}  " + "  ".join(f"{name} {value.mean:.4g}" for name, value in values.items()))
         for warning in experiment.warn(values):
@@ -567,7 +566,7 @@ def _write_report(experiment: Experiment, directory: Path, record: folder.Record
         rows=rows,
         warnings=warnings,
         facts={
-            "data": f"{record.data.name}: {record.source}",
+            "data": f"{record.data.name}: {record.source}{protocol(record.data.held_out)}",
             "device": record.device,
             "model card": f"{folder.CARD}, beside this page",
         }
@@ -583,7 +582,7 @@ def _write_report(experiment: Experiment, directory: Path, record: folder.Record
         experiment=record.experiment,
         command=command,
         sampling=_next(experiment, directory),
-        data=record.data.name,
+        data=record.data.name + protocol(record.data.held_out),
         source=record.source,
         figures=shown,
         audited=audit.get("figures"),

@@ -45,7 +45,7 @@ def sounds(monkeypatch):
 
     train, test = some_sounds(26, 512), some_sounds(13, 512, seed=1)
     test["length"] = np.full(13, 512, np.int32)
-    data = Dataset("notes", train, test, classes=PITCHES)
+    data = Dataset("notes", train, test, validation=test, classes=PITCHES)
     for module in (wavenet_audio, vae_audio):
         monkeypatch.setattr(module, "load", lambda config: data)
     return data

@@ -5,6 +5,7 @@ from collections import namedtuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from jaxgen.audit import images_audit
 
@@ -33,11 +34,10 @@ def test_copies_that_are_moved_are_found_in_features():
 
     pixels, both = audit(), audit(judge=lambda: judge)
     assert pixels.warnings == ()
-    assert pixels.verdict.startswith("no sign of copying")
+    assert pixels.verdict.startswith("no copying detected (p = ")
     (warning,) = both.warnings
-    assert warning.startswith("the model copies")
-    assert warning.endswith("(in features)")
-    assert both.verdict == f"{pixels.verdict}; {warning}"
+    assert warning.startswith("in features: copying detected (p = ")
+    assert both.verdict == f"{pixels.verdict} {warning}"
     assert set(both.exhibits) - set(pixels.exhibits) == {
         "memorization in features",
         "samples over nearest training images in features",
@@ -46,3 +46,12 @@ def test_copies_that_are_moved_are_found_in_features():
     assert both.figures[name].mean == 100
     assert both.figures.items() >= pixels.figures.items()
     assert audit(judge=lambda: None).figures == pixels.figures  # where the data are too few to train a judge
+
+
+@pytest.mark.parametrize(("train", "held_out"), [(1, 50), (50, 1), (50, 0)])
+def test_too_few_images_end_in_no_verdict(train, held_out):
+    look = images_audit(draw=None, evaluate=None, attack="loss", count=50)
+    found = look({}, *({"image": np.zeros((n, 8, 8, 1), np.uint8)} for n in (train, held_out)), jax.random.key(0))
+    assert found.verdict.startswith("no verdict on copying: the audit needs at least 2 of each, and there are ")
+    assert found.verdict.endswith(f"{train} training and {held_out} held-out images")
+    assert (found.figures, found.warnings) == ({}, ())

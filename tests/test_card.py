@@ -41,11 +41,11 @@ def of(text, **others):
 
 
 def test_it_says_what_was_and_what_was_not_asked():
-    text = of("x", figures={"nll": "87.61 ± 0.23", "near": "1.00"}, audited=["near"], verdict="no sign of copying")
+    text = of("x", figures={"nll": "87.61 ± 0.23", "near": "1.00"}, audited=["near"], verdict="no copying detected")
     figures, memorization = text.partition("## Figures")[2].split("## Memorization")
     assert "| nll | 87.61 ± 0.23 |" in figures
     assert "near" not in figures
-    assert "no sign of copying" in memorization
+    assert "no copying detected" in memorization
     assert "| near | 1.00 |" in memorization
     assert "Not asked" not in text
     text = of("x", figures={"nll": "87.61 ± 0.23"}, audited=None, verdict="", warnings=[], source="")

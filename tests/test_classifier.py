@@ -83,8 +83,10 @@ def test_without_labels_rotations_are_learned(tmp_path):
     np.testing.assert_array_equal(kept.apply(data.test["image"])[0], features)
 
 
-def test_small_data_take_fewer_steps_and_too_small_ones_have_no_judge(bars, tmp_path):
+def test_small_data_take_fewer_steps_and_too_small_ones_have_no_judge(bars, tmp_path, monkeypatch):
     """Rather than minutes on a few examples, and a figure that says nothing."""
+    monkeypatch.setattr("jaxgen.classifier.LEAST_STEPS", 7)
+    monkeypatch.setattr("jaxgen.classifier.EPOCHS", 3)
 
     def some(train, test):
         parts = (
@@ -101,7 +103,7 @@ def test_small_data_take_fewer_steps_and_too_small_ones_have_no_judge(bars, tmp_
         assert list(tmp_path.glob("*")) == []
     enough = some(20, 20)
     assert classifier(lambda: enough, enough.spec.digest, cache=tmp_path, say=said.append) is not None
-    assert said == ["training a classifier on bars to judge samples, once: 200 steps"]
+    assert said == ["training a classifier on bars to judge samples, once: 7 steps"]
     assert by_channel(None) is None
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import os
 import sys
 import tarfile
 import wave
@@ -11,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxgen.data import audio as audio_data
 from jaxgen.data.audio import BRIGHTNESS, PITCHES, frequency, load_audio, trimmed
 from jaxgen.data.catalogue import RAW_AUDIO, _sum_of_members
 from jaxgen.data.decode import from_mu_law, mu_law
@@ -226,7 +228,9 @@ def test_what_cannot_be_is_said(tmp_path, monkeypatch):
     for name, options, message in (
         ("nots", {}, "unknown sounds 'nots', did you mean notes"),
         (f"audio:{tmp_path}/none", {}, "there is no folder"),
-        (f"audio:{tmp_path}", {}, "expected at least 2 sounds .* found 0"),
+        (f"audio:{tmp_path}", {}, "expected at least 2 different sounds .* found 0"),
+        (f"audio:{tmp_path}", {"channel": "middle"}, "--data.channel middle: expected mix, left, right or a number"),
+        (f"audio:{tmp_path}", {"channel": "0"}, "--data.channel 0: expected mix, left, right or a number from 1"),
         (f"audio:{tmp_path}", {"joint": True}, "--data.joint"),
         ("notes", {"sample_rate": 10}, "--data.sample-rate 10: expected at least 1000"),
         ("notes", {"seconds": 0.0}, "--data.seconds 0.0"),
@@ -234,7 +238,7 @@ def test_what_cannot_be_is_said(tmp_path, monkeypatch):
         with pytest.raises(UserError, match=message):
             load_audio(name, **options)
     for name in ("a.wav", "b.wav"):
-        (tmp_path / name).write_bytes(wav(tone(0.1, 16_000), 16_000))
+        (tmp_path / name).write_bytes(wav(tone(0.1, 16_000, amplitude=ord(name[0])), 16_000))
     with monkeypatch.context() as patch:
         patch.setitem(sys.modules, "soundfile", None)
         with pytest.raises(UserError, match=r"needs the package soundfile: pip install soundfile"):
@@ -245,5 +249,110 @@ def test_what_cannot_be_is_said(tmp_path, monkeypatch):
         with pytest.raises(UserError, match=r"16000 samples per second.* soxr: pip install soxr"):
             load_audio(f"audio:{tmp_path}")
     (tmp_path / "b.wav").write_bytes(b"RIFF but no more")
-    with pytest.raises(UserError, match=r"b.wav is not a readable sound .*repair or remove this file"):
+    with pytest.raises(UserError, match=r"most of them readable, found 1; left out 1 unreadable \(b.wav: "):
         load_audio(f"audio:{tmp_path}", sample_rate=16_000)
+
+
+@pytest.fixture
+def recordings(tmp_path):
+    """A function that writes sounds of different pitch, [T] or [T, channels], at 8 kHz; returns the data set's name."""
+    pytest.importorskip("soundfile", reason="needs the extra audio")
+
+    def write(**sounds):
+        for name, sound in sounds.items():
+            path = tmp_path / "sounds" / f"{name.replace('__', '/')}.wav"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(wav(sound, 8_000, 1 if np.ndim(sound) == 1 else np.shape(sound)[1]))
+        return f"audio:{tmp_path / 'sounds'}"
+
+    return write
+
+
+def every(data):
+    """All examples, int16 [N, T], in the order of their loudness."""
+    audio = np.concatenate([data.train["audio"], data.test["audio"]])
+    return audio[np.argsort(np.abs(audio).max(1))]
+
+
+def test_channels_that_cancel_out_are_named_and_one_can_be_chosen(recordings):
+    left, right = tone(0.1, 8_000, 200), tone(0.1, 8_000, 300)
+    name = recordings(
+        anti=np.stack([left, -left], 1), nearly=np.stack([right, -0.9 * right], 1), stereo=np.stack([left, right], 1),
+        mono=left, silence=0 * left,
+    )  # fmt: skip
+    data = load_audio(name, seconds=0.1)
+    assert data.notice == (
+        "1 silent (silence.wav); 2 almost silent in the mix of their channels, which --data.channel left avoids "
+        "(anti.wav, nearly.wav)"
+    )
+    for channel, hertz in (("left", {200, 300}), ("1", {200, 300}), ("right", {200, 300})):
+        data = load_audio(name, seconds=0.1, channel=channel)
+        assert data.notice == "1 silent (silence.wav)"
+        assert set(np.round(pitch(every(data)[1:], 8_000), -1)) == hertz
+    stereo = recordings(stereo=np.stack([left, 0.5 * right], 1), mono=0.1 * left)
+    for channel, hertz in (("left", 200), ("right", 300)):
+        loudest = every(load_audio(stereo, seconds=0.1, channel=channel))[-2:]
+        assert hertz in np.round(pitch(loudest, 8_000), -1)
+    with pytest.raises(UserError, match=r"--data.channel 3: .*anti.wav has 2 channels"):
+        load_audio(name, channel="3")
+
+
+def test_sounds_whose_names_are_not_utf8(recordings, tmp_path):
+    name = recordings(a=tone(0.1, 8_000, 200), b=tone(0.1, 8_000, 300))
+    folder = os.fsencode(tmp_path / "sounds")
+    for old, new in ((b"a.wav", b"\xe9/\xe9.wav"), (b"b.wav", b"\xe8/\xe8.wav")):
+        os.makedirs(os.path.dirname(os.path.join(folder, new)))
+        os.rename(os.path.join(folder, old), os.path.join(folder, new))
+    data = load_audio(name, seconds=0.1)
+    assert data.classes == (r"\xe8", r"\xe9")
+    assert data.notice is None
+    data.name.encode(), data.source.encode()
+
+
+def test_folders_of_sounds_are_splits_and_classes_and_what_is_left_out_is_counted(recordings, tmp_path):
+    sounds = {f"{split}__{word}__{i}": tone(0.1, 8_000, 100 + 10 * i + 5 * (split == "test"), 1_000 * (i + 1))
+              for split in ("train", "test") for word in ("no", "yes") for i in range(3)}  # fmt: skip
+    name = recordings(**sounds, train__stray=tone(0.1, 8_000, 99))
+    (tmp_path / "sounds" / "__MACOSX").mkdir()
+    (tmp_path / "sounds" / "train" / "no" / "._1.wav").write_bytes(b"resource")
+    (tmp_path / "sounds" / "train" / "yes" / "pipe.wav").unlink(missing_ok=True)
+    os.mkfifo(tmp_path / "sounds" / "train" / "yes" / "pipe.wav")
+    (tmp_path / "sounds" / "train" / "yes" / "zero.wav").symlink_to("/dev/zero")
+    (tmp_path / "sounds" / "train" / "yes" / "text.wav").write_text("RIFF")
+    data = load_audio(name, seconds=0.1)
+    assert data.classes == ("no", "yes")
+    assert sorted(data.train["label"]) == sorted(data.test["label"]) == [0, 0, 0, 1, 1, 1]
+    for part in ("hidden or of the system (__MACOSX", "1 pipes, sockets or devices (train/yes/pipe.wav)",
+                 "1 links out of the folder (train/yes/zero.wav)", "1 unreadable (train/yes/text.wav: ",
+                 "1 in no folder of a class (train/stray.wav)"):  # fmt: skip
+        assert part in data.notice
+
+
+def test_copies_of_a_sound_are_in_one_split(recordings):
+    sounds = {f"{i}_{copy}": tone(0.1, 8_000, 100 + 10 * i) for i in range(12) for copy in range(3)}
+    data = load_audio(recordings(**sounds), seconds=0.1)
+    train, test = ({row.tobytes() for row in part["audio"]} for part in (data.train, data.test))
+    assert len(train) + len(test) == 12
+    assert not train & test
+    with pytest.raises(UserError, match=r"at least 2 different sounds .* found 1"):
+        load_audio(recordings(**{name: tone(0.1, 8_000) for name in sounds}))
+
+
+def test_headers_that_lie_cost_nothing(recordings, tmp_path, monkeypatch):
+    soundfile = pytest.importorskip("soundfile", reason="needs the extra audio")
+    name = recordings(a=tone(0.1, 8_000, 200), b=tone(0.1, 8_000, 300), c=tone(0.1, 8_000, 400))
+    path = tmp_path / "sounds" / "a.wav"
+    content = bytearray(path.read_bytes())
+    content[40:44] = b"\xff\xff\xff\x7f"  # 2 GiB of samples
+    path.write_bytes(content)
+    content[24:28] = (1).to_bytes(4, "little")  # one sample per second: half an hour of 8 kHz
+    (tmp_path / "sounds" / "b.wav").write_bytes(content)
+    soundfile.write(path := tmp_path / "sounds" / "d.flac", tone(0.1, 8_000, 500) / 32_768, 8_000)
+    content = bytearray(path.read_bytes())
+    content[21] |= 0x0F  # 2^36 samples, says its STREAMINFO
+    content[22:26] = b"\xff" * 4
+    path.write_bytes(content)
+    monkeypatch.setattr(audio_data, "LONGEST", 100_000)
+    data = load_audio(name, seconds=0.1)
+    assert data.notice.startswith("left out 2 unreadable (b.wav: more than 100,000 samples, d.flac: ")
+    assert len(every(data)) >= 2

@@ -91,7 +91,9 @@ def test_prepared_data_load_as_they_were(name, raw, tmp_path, capfd):
 
 def test_prepared_data_are_not_prepared_again(name, raw, tmp_path):
     written = prepare(name, raw_dir=raw[0], data_dir=tmp_path / "tfds")
-    assert prepare(name, raw_dir=tmp_path / "nowhere", data_dir=tmp_path / "tfds") == written
+    assert prepare(name, raw_dir=tmp_path, data_dir=tmp_path / "tfds") == written
+    with pytest.raises(UserError, match=r"--from .*/nowhere: there is no such folder; expected the folder of "):
+        prepare(name, raw_dir=tmp_path / "nowhere", data_dir=tmp_path / "tfds")
     for path in written.glob("*.array_record*"):
         path.rename(path.with_name(path.name.replace("array_record", "tfrecord")))
     with pytest.raises(UserError, match=r"is not stored as array_record: delete this folder and prepare"):

@@ -33,7 +33,8 @@ def test_a_path_that_is_not_utf8_is_recorded_in_utf8_and_found_again(tmp_path, m
     name = f"text:{os.fsdecode(path)}"
     assert path_of(name) == Path(os.fsdecode(path))
     found = []
-    monkeypatch.setattr(run, "run", lambda config, *_: found.append(config))
+    monkeypatch.setattr(run, "run", lambda config, *_, **__: found.append(config))
+    monkeypatch.setattr(run.processes, "start", lambda *_, **__: None)
     monkeypatch.setattr(sys, "argv", ["x", "--data.name", name, "--sample.prompt", "é\n\\x41"])
     run.main("x.py", transformer_text.Config(), None, transformer_text.build)
     assert found[0].data.name == rf"text:{tmp_path}/caf\xe9.txt"

@@ -53,7 +53,8 @@ def test_what_a_report_says():
     assert data.name == "stacked_tiny"
     assert data.notice == "not mnist"
     assert data.binarization == "dynamic"
-    assert data.validation is None
+    assert data.validation["image"].shape == data.test["image"].shape
+    assert (data.validation["image"] != data.test["image"]).any()
     assert "Metz et al. 2017" in data.source
     assert data.source.endswith("made up")
 

@@ -1,6 +1,7 @@
 """Models of a user's own pictures, with the defaults of their experiments."""
 
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from PIL import Image
 from experiments import gan_mnist, vae_mnist
 from jaxgen import config as flags
 from jaxgen import log
+from jaxgen.classifier import classifier
 from jaxgen.errors import UserError
 from jaxgen.folder import read_record
 from jaxgen.run import run
@@ -64,8 +66,9 @@ def train(config):
     run(config, gan_mnist.load, gan_mnist.build, "gan_mnist", "python -m experiments.gan_mnist")
 
 
-def test_a_gan_of_unlabeled_pictures_is_judged_by_a_rotation_network(photos, tmp_path, capsys, one_device):
+def test_a_gan_of_unlabeled_pictures_is_judged_by_a_rotation_network(photos, tmp_path, capsys, one_device, monkeypatch):
     """Figures, validation and copies, all but what needs classes."""
+    monkeypatch.setattr(gan_mnist, "classifier", partial(classifier, steps=4, batch_size=16, cache=tmp_path / "cache"))
     config = unlabeled(photos, tmp_path, features=True)
     train(config)
     printed = capsys.readouterr().out

@@ -71,7 +71,7 @@ def test_a_run_leaves_what_it_promises(whole, tmp_path, capsys):
     assert [row["step"] for row in trained] == [10, 20, 30, 40]
     for name in ("discriminator loss", "discriminator real", "discriminator fake", "R1", "generator gradient norm"):
         assert f"train/{name} (mnist_5k)" in trained[-1]
-    watched = [row for row in rows if "test/Frechet distance (mnist_5k)" in row]
+    watched = [row for row in rows if "validation/Frechet distance (mnist_5k)" in row]
     assert [row["step"] for row in watched] == [20, 40]
     assert len(list((config.workdir / "samples").glob("samples_*.png"))) == 2
     page = (config.workdir / "report.html").read_text()

@@ -83,7 +83,7 @@ def test_a_run_is_conditional_and_completes_images(tmp_path, capsys):
     commands.main(["evaluate", str(config.workdir), "--copies", "20"])
     printed = capsys.readouterr().out
     assert "membership AUC (by loss, 20 training and 20 held-out images)" in printed
-    assert "no sign of copying" in printed
+    assert "no verdict on copying" in printed
 
 
 def test_without_a_label_a_model_that_always_had_one_draws_each_in_turn(tmp_path):

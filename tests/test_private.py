@@ -1,7 +1,6 @@
 """Private training: each example's gradient is clipped, noise is drawn once, epsilon is what the paper says."""
 
 import math
-import os
 import re
 from dataclasses import replace
 from functools import partial
@@ -293,7 +292,7 @@ def config_of(path, **options) -> vae_mnist.Config:
         workdir=path,
         steps=6,
         batch_size=32,
-        data=flags.ImageDataConfig("mnist_5k", image_size=8),
+        data=flags.ImageDataConfig("mnist_5k", image_size=8, validation=0.0),
         model=vae_mnist.ModelConfig(hidden=(8,), latents=(3,), depth=1),
         optimizer=OPTIMIZER,
         evaluate=vae_mnist.EvaluateConfig(nll_samples=2, copies=None),
@@ -352,8 +351,6 @@ def test_noise_cannot_be_drawn_again_from_what_a_run_writes_down(tmp_path, monke
     """Two runs of one configuration differ; no file but the checkpoint holds the key, nor a compiled program."""
     cache = tmp_path / "cache"
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(cache))
-    words = []
-    monkeypatch.setattr("jaxgen.privacy.secrets.token_bytes", lambda n: words.append(os.urandom(n)) or words[-1])
     ends = []
     for name in ("one", "other"):
         config = config_of(tmp_path / name, steps=2)
@@ -363,9 +360,9 @@ def test_noise_cannot_be_drawn_again_from_what_a_run_writes_down(tmp_path, monke
     assert not np.array_equal(*map(jax.random.key_data, (one.noise, other.noise)))
     np.testing.assert_array_equal(*map(jax.random.key_data, (one.key, other.key)))
     assert all((a != b).any() for a, b in zip(*map(jax.tree.leaves, (one.params, other.params)), strict=True))
-    assert [np.asarray(jax.random.key_data(end.noise)).tobytes() for end in ends] == words
-    for word in words:
-        numbers = np.frombuffer(word, np.uint32)
+    for end in ends:
+        numbers = np.asarray(jax.random.key_data(end.noise))
+        word = numbers.tobytes()
         spellings = [word, word[::-1], word.hex().encode(), *(str(n).encode() for n in numbers)]
         files = [path for path in tmp_path.rglob("*") if path.is_file() and "checkpoints" not in path.parts]
         assert {"config.json", "metrics.jsonl", "report.html", "MODEL_CARD.md"} <= {path.name for path in files}
@@ -400,13 +397,13 @@ def test_all_processes_share_the_noise_key_of_the_first(tmp_path, monkeypatch):
     answers = iter([None, [1, 2]])
     monkeypatch.setattr("jaxgen.processes.is_main", lambda: False)
     monkeypatch.setattr("jaxgen.processes.exchange", lambda value: [(next(answers), None), value])
-    monkeypatch.setattr("jaxgen.privacy.secrets.token_bytes", None)
+    monkeypatch.setattr("jaxgen.privacy.entropy", None)
     state, _ = state_of(config_of(tmp_path / "run"))
     np.testing.assert_array_equal(jax.random.key_data(state.noise), [1, 2])
 
 
 def test_a_private_step_that_went_wrong_is_run_again(tmp_path, capsys):
-    optimizer = replace(OPTIMIZER, learning_rate=1e30, schedule="constant")
+    optimizer = replace(OPTIMIZER, learning_rate=1e9, schedule="constant")
     config = config_of(tmp_path / "run", optimizer=optimizer, steps=60)
     config = replace(config, run=replace(config.run, checkpoint_every=1000))
     with pytest.raises(UserError, match="steps in a row were not finite"):

@@ -99,6 +99,14 @@ def test_the_table():
     assert "shortened: 200,000" in row_of(table([result("iwae-1layer-k50", 84.0, [0], "full")]), "iwae-1layer-k50")
 
 
+def test_schedules_chosen_on_the_test_split_are_marked():
+    text = table([])
+    assert text.count(results.MARK) == 1 + sum(row.on_test for row in ROWS.values())
+    assert "| `made` † |" in text
+    assert "| `ring` |" in text
+    assert text.endswith(results.FOOTNOTE)
+
+
 def test_the_table_mixes_no_schedules():
     """Nor the seeds of one run, whose figure has an error over them, with those of another."""
     longer = [result("made", 90.0, [1], steps=300_000), result("made", 86.0, [0])]

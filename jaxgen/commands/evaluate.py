@@ -27,7 +27,7 @@ def run(directory: Path, args: list[str]) -> None:
     experiment = built(module.build, config, record.data)
     step, params = restore_params(config, experiment.model, record.data, which=own.checkpoint)
     found = audit(config, experiment, params, data)
-    figures = measure(config, experiment, params, data.test) | found.figures
+    figures = measure(config, experiment, params, data) | found.figures
     figures |= guarantee(config, experiment.model, len(data), step)
     say(f"{directory} at step {step}, {record.data.name} test")
     for name, value in figures.items():

@@ -156,7 +156,10 @@ def _in_turn(trained: Trained, num: int) -> np.ndarray:
 
 
 def _encoded(trained: Trained, own: Flags, *, rows: tuple[int, ...] | None) -> tuple[np.ndarray, np.ndarray]:
-    """Mean latents [N, D] of held-out examples, all or some, and their labels [N]."""
+    """Mean latents [N, D] of held-out examples, all or some, and their labels [N].
+
+    Held-out examples are those of the validation split, or of the test split where nothing was held out.
+    """
     encode = trained.experiment.latents.encode
     if encode is None:
         raise UserError(
@@ -164,7 +167,7 @@ def _encoded(trained: Trained, own: Flags, *, rows: tuple[int, ...] | None) -> t
             "traverse go through random ones"
         )
     _, data = trained_on(trained.record, trained.module, trained.config, trained.where)
-    arrays = data.test
+    arrays = data.test if data.validation is None else data.validation
     if rows is not None:
         count = len(next(iter(arrays.values())))
         arrays = {name: array[[_checked(row, count, "--examples") for row in rows]] for name, array in arrays.items()}

@@ -2,14 +2,24 @@
 
 import difflib
 import hashlib
+import io
+import zlib
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import compress
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from jaxgen.data.catalogue import RAW_AUDIO
+from jaxgen.data.folder import arranged
 from jaxgen.data.prepare import UnavailableError, fetch
 from jaxgen.data.prepared import describe, examples, readable
-from jaxgen.data.source import Arrays, Dataset, check
+from jaxgen.data.reading import contents, path_of
+from jaxgen.data.source import Arrays, Dataset, check, hold_out
+from jaxgen.data.splits import for_testing
+from jaxgen.data.walk import counted, files_below, left_out_notice, shown
 from jaxgen.errors import UserError, install
 
 NAMES = ("notes", "spoken_digit")
@@ -21,6 +31,8 @@ BRIGHTNESS = ("soft", "bright")
 DIGITS = tuple("0123456789")
 HELD_OUT = 5  # recordings of each digit and speaker, the first ones: the data set's own convention
 MARGIN = 0.02  # seconds of what is silent that stay before and after a recording
+SUFFIXES = frozenset({".wav", ".flac", ".ogg", ".mp3", ".aif", ".aiff"})
+LONGEST = 2**28  # samples of one recording: 93 minutes at 48 kHz; a small file can decompress to any length
 SILENT = 0.02  # amplitude, as a share of the loudest, below which something is silent
 
 
@@ -32,22 +44,26 @@ def load_audio(
     sample_rate: int = 8_000,
     seconds: float | None = None,
     joint: bool = False,
+    channel: str = "mix",
+    validation: float = 0.0,
 ) -> Dataset:
     """Load sounds; `notes` with a notice where a data set that is downloaded cannot be had.
 
     Examples are {"audio": int16 [N, T], "label": int32 [N]} and what else is known of them, int32 [N]: "brightness" of
     notes (labelled by their pitch), "speaker" of digits, the names in alphabetical order. What is shorter than T ends
-    in silence; test examples have a "length", int32 [N], samples that are the recording's own.
+    in silence; test and validation examples have a "length", int32 [N], samples that are the recording's own.
 
     Args:
       name: `notes` (made here), `spoken_digit` (downloaded and prepared when it is not yet), or `audio:PATH` (WAV and
-        FLAC files anywhere below a folder; two or more first-level subfolders are labels; a long file becomes several
-        examples). Silence before and after recordings is cut off.
+        FLAC files anywhere below a folder, also OGG, MP3 and AIFF; subfolders are splits and labels as for pictures,
+        see `jaxgen.data.folder`; a long file becomes several examples). Silence before and after recordings is cut off.
       data_dir: folder of TFDS's prepared data sets; None: TFDS's default.
       strict: a UserError instead of falling back to `notes`.
       sample_rate: samples per second, to which recordings are converted.
       seconds: of an example; None: 0.256 of notes, 0.64 of digits, 1 of recordings.
       joint: label by pitch and brightness, or digit and speaker: there are then as many classes as pairs.
+      channel: of recordings: "mix" (the mean of all channels), "left", "right", or a number from 1.
+      validation: share of the training examples to hold out, see `source.hold_out`; all of a file or none.
 
     Raises:
       UserError: unknown or unreadable data, a file that is no sound, a package that is missing.
@@ -62,7 +78,7 @@ def load_audio(
     def length(name: str) -> int:
         return round((seconds or SECONDS.get(name, 1.0)) * sample_rate)
 
-    notice = None
+    notice, files = None, None
     if name == "spoken_digit":
         try:
             folder = fetch(name, data_dir)
@@ -76,7 +92,7 @@ def load_audio(
     if name == "notes":
         data = _notes(sample_rate, length(name), joint, notice)
     elif name.startswith("audio:"):
-        data = _files(name, sample_rate, length(name))
+        data, files = _files(name, sample_rate, length(name), channel)
     elif name not in NAMES:
         close = difflib.get_close_matches(name, NAMES)
         raise UserError(
@@ -86,7 +102,8 @@ def load_audio(
         )
     check(data.train, f"{data.name} (train)")
     check(data.test, f"{data.name} (test)")
-    return data
+    data = hold_out(data, validation, files)
+    return replace(data, train={name: array for name, array in data.train.items() if name != "length"})
 
 
 def frequency(pitch: str) -> float:
@@ -105,12 +122,14 @@ def _notes(rate: int, length: int, joint: bool, notice: str | None) -> Dataset:
         pitch = np.tile(np.arange(len(PITCHES)), each).astype(np.int32)
         brightness = (np.arange(len(pitch)) // len(PITCHES) % 2).astype(np.int32)
         hertz = np.array([frequency(name) for name in PITCHES])[pitch]
-        return {"audio": pluck(hertz, brightness, rate, length, rng), "label": pitch, "brightness": brightness}
+        return {"audio": pluck(hertz, brightness, rate, length, rng), "label": pitch, "brightness": brightness} | {
+            "length": np.full(len(pitch), length, np.int32)
+        }
 
     return _labelled(
         "notes",
         split(160),
-        split(10) | {"length": np.full(10 * len(PITCHES), length, np.int32)},
+        split(10),
         PITCHES,
         ("brightness", BRIGHTNESS),
         joint,
@@ -179,7 +198,6 @@ def _spoken_digit(folder: Path, rate: int, length: int, joint: bool) -> Dataset:
         dict(zip(("audio", "label", "speaker", "length"), map(np.array, zip(*rows, strict=True)), strict=True))
         for rows in (splits[False], splits[True])
     )
-    train.pop("length")
     as_int = {"label": np.int32, "speaker": np.int32, "length": np.int32, "audio": np.int16}
     train, test = ({key: array.astype(as_int[key]) for key, array in part.items()} for part in (train, test))
     return _labelled(
@@ -190,53 +208,132 @@ def _spoken_digit(folder: Path, rate: int, length: int, joint: bool) -> Dataset:
 # Recordings -----------------------------------------------------------------------------------------------------------
 
 
-def _files(name: str, rate: int, length: int) -> Dataset:
-    """WAV and FLAC files; the split of a file depends on its path inside the folder only, a tenth is for testing."""
-    root = Path(name.removeprefix("audio:")).expanduser()
+def _files(name: str, rate: int, length: int, channel: str) -> tuple[Dataset, Sequence[bytes]]:
+    """Sounds below a folder, whose subfolders may be splits and classes; see `jaxgen.data.folder.arranged`.
+
+    Without a folder for testing, a tenth of the recordings is chosen for it by content. The second value is the hash of
+    the recording of each training example.
+    """
+    from tqdm import tqdm
+
+    root, index = path_of(name), _index_of(channel)
     if not root.is_dir():
-        raise UserError(f"{name}: there is no folder {root}; expected audio:PATH with the path of a folder of sounds")
-    paths = sorted(path.relative_to(root) for path in root.rglob("*") if path.suffix.lower() in (".wav", ".flac"))
-    paths = [path for path in paths if not any(part.startswith(".") for part in path.parts)]
-    if len(paths) < 2:
-        raise UserError(f"{name}: expected at least 2 sounds (.wav, .flac) in {root}, found {len(paths)}")
-    classes = sorted({path.parts[0] for path in paths})
-    if len(classes) < 2 or any(len(path.parts) == 1 for path in paths):
-        classes = []
-    draws = np.array([int.from_bytes(hashlib.sha256(path.as_posix().encode()).digest()[:4]) for path in paths])
-    is_test = draws < 0.1 * 2**32
-    is_test[draws.argmin()], is_test[draws.argmax()] = True, False  # at least one file in each split
-    splits: dict[bool, list] = {False: [], True: []}
-    for path, held_out in zip(paths, is_test, strict=True):
-        wave = trimmed(_read(root / path, rate), rate)
-        label = classes.index(path.parts[0]) if classes else 0
-        for start in range(0, max(len(wave) - length // 2, 1), length):  # the end, where it is half an example or more
-            splits[bool(held_out)].append((*fitted(wave[start:], length), label))
-
-    def arrays(rows: list) -> Arrays:
-        audio, own, label = map(np.array, zip(*rows, strict=True))
-        labels = {"label": label.astype(np.int32)} if classes else {}
-        return {"audio": audio} | labels | {"length": own.astype(np.int32)}
-
-    train, test = arrays(splits[False]), arrays(splits[True])
-    train.pop("length")
-    source = f"{len(paths)} recordings in {root.resolve()}, {rate} samples per second"
-    return Dataset(name=name, train=train, test=test, classes=tuple(classes), source=source)
-
-
-def _read(path: Path, rate: int) -> np.ndarray:
-    """A file's samples as int16 [T], its channels mixed down."""
+        raise UserError(
+            f"{shown(name)}: there is no folder {shown(root)}; expected audio:PATH with the path of a folder of sounds"
+        )
     try:
-        import soundfile
+        import soundfile  # noqa: F401
     except ModuleNotFoundError:
         raise UserError(f"audio:PATH needs the package soundfile: {install('soundfile')}") from None
+    files, left_out = files_below(root, SUFFIXES)
+    layout = arranged(name, files, left_out, "recordings")
+    found: dict[int, Recording] = {}
+    for place in tqdm(layout.paths, desc="sounds", unit="", leave=False, disable=None):
+        try:
+            found[place] = _read(root / layout.paths[place], rate, index)
+        except ValueError as error:
+            left_out.setdefault("unreadable", []).append(f"{shown(layout.paths[place])}: {error}")
+    unreadable = len(left_out.get("unreadable", []))
+    digests = {place: hashlib.sha256(recording.wave.tobytes()).digest() for place, recording in found.items()}
+    if len(set(digests.values())) < 2 or unreadable > len(found):
+        raise UserError(
+            f"{shown(name)}: expected at least 2 different sounds ({', '.join(sorted(SUFFIXES))}) in {shown(root)}, "
+            f"most of them readable, found {len(set(digests.values()))}"
+            + "".join(f"; {part}" for part in [left_out_notice(left_out)] if part)
+        )
+    splits = {split: [place for place in places if place in found] for split, places in layout.splits.items()}
+    if not splits.get("test"):
+        train = np.array(splits["train"])
+        is_test = for_testing([digests[place] for place in train])
+        splits |= {"train": train[~is_test].tolist(), "test": train[is_test].tolist()}
+
+    def arrays(places: list[int]) -> tuple[Arrays, Sequence[bytes]]:
+        rows = []
+        for place in places:
+            wave = trimmed(found[place].wave, rate)
+            for start in range(0, max(len(wave) - length // 2, 1), length):  # the end, if it is half an example or more
+                rows.append((*fitted(wave[start:], length), layout.labels.get(place, 0), digests[place]))
+        *columns, keys = zip(*rows, strict=True)
+        audio, own, label = map(np.array, columns)
+        labels = {"label": label.astype(np.int32)} if layout.classes else {}
+        return {"audio": audio} | labels | {"length": own.astype(np.int32)}, keys
+
+    train, keys = arrays(splits["train"])
+    kinds = {
+        "silent": [each.silent for each in found.values()],
+        "almost silent in the mix of their channels, which --data.channel left avoids": [
+            each.cancels for each in found.values()
+        ],
+    }
+    names = [shown(layout.paths[place]) for place in found]
+    notes = [counted(list(compress(names, flags)), kind) for kind, flags in kinds.items() if any(flags)]
+    data = Dataset(
+        name=name,
+        train=train,
+        test=arrays(splits["test"])[0],
+        validation=arrays(splits["validation"])[0] if splits.get("validation") else None,
+        classes=tuple(map(shown, layout.classes)),
+        notice="; ".join(filter(None, [left_out_notice(left_out), *layout.notes, *notes])) or None,
+        source=f"{len(found):,} recordings in {shown(root.resolve())}, {rate} samples per second",
+    )
+    return data, keys
+
+
+class Recording(NamedTuple):
+    """A decoded sound.
+
+    wave: int16 [T], one channel or the mean of all.
+    silent: every channel is zero throughout.
+    cancels: several channels sound, but their mean has less than a tenth of the amplitude of the loudest.
+    """
+
+    wave: np.ndarray
+    silent: bool
+    cancels: bool
+
+
+def _index_of(channel: str) -> int | None:
+    """Index of a channel by its name or number (from 1), None for the mean of all."""
+    known = {"mix": None, "left": 0, "right": 1}
+    if channel in known:
+        return known[channel]
+    if channel.isascii() and channel.isdigit() and 1 <= int(channel) <= 1_024:
+        return int(channel) - 1
+    raise UserError(f"--data.channel {channel}: expected mix, left, right or a number from 1 to 1024")
+
+
+def _read(path: Path, rate: int, index: int | None) -> Recording:
+    """Decode one channel of a sound, or the mean of all (None); a sound with one channel has the same left and right.
+
+    Raises:
+      ValueError: the file cannot be read as a sound, is empty, longer than `LONGEST`, or holds NaN or infinity.
+      UserError: no such channel; soxr is needed and not installed.
+    """
+    import soundfile
+
     try:
-        wave, found = soundfile.read(path, dtype="float32", always_2d=True)
-        if not (len(wave) and np.isfinite(wave).all()):
-            raise ValueError("it is empty" if not len(wave) else "it holds NaN or infinity")
-    except Exception as error:  # damaged files make libsndfile raise several types
-        raise UserError(f"{path} is not a readable sound ({error}): repair or remove this file") from error
-    wave = resampled(wave.mean(1), found, rate)
-    return np.round(np.clip(wave, -1, 1) * 32_767).astype(np.int16)
+        with soundfile.SoundFile(io.BytesIO(contents(path))) as file:  # not the header, but what can be read decides
+            channels, found, pieces, energy = file.channels, file.samplerate, [], np.zeros(file.channels)
+            if index is not None and index >= max(channels, 2):
+                raise UserError(f"--data.channel {index + 1}: {shown(path)} has {channels} channels")
+            total = 0
+            while len(block := file.read(2**16, dtype="float32", always_2d=True)):
+                total += len(block)
+                if total * max(rate / found, 1) > LONGEST:
+                    raise ValueError(f"more than {LONGEST:,} samples")
+                energy += np.square(block, dtype=np.float64).sum(0)
+                pieces.append(block.mean(1) if index is None else block[:, min(index, channels - 1)].copy())
+    except (OSError, EOFError, zlib.error, soundfile.SoundFileError, RuntimeError) as error:
+        raise ValueError(getattr(error, "strerror", None) or str(error)) from error
+    if not total:
+        raise ValueError("it is empty")
+    if not np.isfinite(energy).all():
+        raise ValueError("it holds NaN or infinity")
+    wave = np.concatenate(pieces)
+    mixed = np.square(wave, dtype=np.float64).sum()
+    cancels = index is None and bool(mixed < 0.1**2 * energy.max())
+    wave = np.round(np.clip(resampled(wave, found, rate), -1, 1) * 32_767).astype(np.int16)
+    return Recording(wave, silent=not energy.any(), cancels=cancels)
 
 
 def resampled(wave: np.ndarray, found: int, rate: int) -> np.ndarray:

@@ -8,6 +8,8 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxgen.data import pictures
+from jaxgen.data.progress import watched
+from jaxgen.data.reading import path_of
 from jaxgen.data.source import Arrays, Dataset
 from jaxgen.data.splits import draws, for_testing
 from jaxgen.data.walk import LeftOut, counted, files_below, left_out_notice, shown
@@ -40,7 +42,7 @@ def load_folder(name: str, *, image_size: int | None = None, background: str = "
       UserError: no such folder, fewer than two different pictures, most of them unreadable, mixed sizes, pictures that
         do not fit in memory.
     """
-    root, fill = Path(name.removeprefix("folder:")).expanduser(), pictures.color(background)
+    root, fill = path_of(name), pictures.color(background)
     if shown(name) != name:
         raise UserError(
             f"{shown(name)}: expected a path of printable text: rename the folder, or link to it by another"
@@ -101,12 +103,10 @@ def _read(
     background: tuple[int, int, int],
 ) -> tuple[dict[int, pictures.Picture], list[str]]:
     """Decode the pictures, all of one size; return those that can be read, and notes on what was converted."""
-    from tqdm import tqdm
-
     found: dict[int, pictures.Picture] = {}
     unreadable: list[str] = []
     reason, paths = "", layout.paths
-    for place in tqdm(paths, desc="pictures", unit="", leave=False, disable=None):
+    for place in watched(paths, "pictures", len(paths)):
         try:
             with (root / paths[place]).open("rb") as file:
                 found[place] = picture = pictures.read(file, image_size=image_size, background=background)
@@ -154,7 +154,7 @@ def _check_memory(name: str, size: int) -> None:
 class Layout(NamedTuple):
     """What the folders mean.
 
-    paths: of the pictures that belong to a split, by their place in the list of all.
+    paths: of the files that belong to a split, by their place in the list of all.
     splits: places of "train", and of "test" and "validation" where folders are named so.
     given: whether folders are splits.
     classes: names of the folders that are classes, in order.
@@ -170,13 +170,14 @@ class Layout(NamedTuple):
     notes: list[str]
 
 
-def arranged(name: str, paths: Sequence[Path], left_out: LeftOut) -> Layout:
-    """Find the splits and classes of pictures by their paths inside the folder.
+def arranged(name: str, paths: Sequence[Path], left_out: LeftOut, what: str = "pictures") -> Layout:
+    """Find the splits and classes of files by their paths inside the folder.
 
     Args:
       name: of the data set, for errors.
       paths: relative to the folder.
-      left_out: gets the pictures that belong to no split or class, by reason.
+      left_out: gets the files that belong to no split or class, by reason.
+      what: word for the files, for notes.
 
     Raises:
       UserError: folders for testing or validation, and none for training.
@@ -205,7 +206,7 @@ def arranged(name: str, paths: Sequence[Path], left_out: LeftOut) -> Layout:
     classes, labels, notes = sorted({parts[0] for parts in deeper.values()}, key=os.fsencode), {}, []
     several = len(above) > max(1, len(deeper) // 10)  # too many to leave out
     if len(classes) > 1 and several:
-        notes.append(f"folders are no classes, since {len(above):,} of {len(splits['train']):,} pictures are in none")
+        notes.append(f"folders are no classes, since {len(above):,} of {len(splits['train']):,} {what} are in none")
     if len(classes) < 2 or several:
         classes = []
     for split, places in splits.items() if classes else ():

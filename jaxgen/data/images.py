@@ -16,7 +16,7 @@ from jaxgen.data.folder import load_folder
 from jaxgen.data.pictures import opened, pixels
 from jaxgen.data.prepare import UnavailableError, data_folder, fetch, find, prepared
 from jaxgen.data.prepared import Feature, describe, examples, readable
-from jaxgen.data.source import Arrays, Dataset, check
+from jaxgen.data.source import Arrays, Dataset, check, hold_out
 from jaxgen.errors import UserError, install
 
 EMBEDDED = ("mnist_5k", "sprites")  # need neither files nor network
@@ -30,6 +30,7 @@ def load_images(
     image_size: int | None = None,
     background: str = "white",
     binarization: str | None = "none",
+    validation: float = 0.0,
 ) -> Dataset:
     """Load a data set of images; `mnist_5k` with a notice where a downloadable one cannot be had.
 
@@ -45,6 +46,7 @@ def load_images(
       binarization: "none" and "dynamic" leave the images alone (for "dynamic" the training step draws the pixels
         anew each time); "fixed" draws each pixel once, the same in every run. Binary images hold 0 and 255. None:
         "fixed" for binary images; "none" for those in color or of a folder, with a notice; else "dynamic".
+      validation: share of the training examples to hold out (`source.hold_out`), of a folder by the images' pixels.
 
     Raises:
       UserError: unknown or unreadable data set, images of mixed sizes, NaN in the data, "dynamic" for images that
@@ -84,7 +86,8 @@ def load_images(
     for split, arrays in splits.items():
         if arrays is not None:
             check(arrays, f"{data.name} ({split})")
-    return _binarized(data, binarization)
+    pixels = (image.tobytes() for image in data.train["image"]) if name.startswith("folder:") else None
+    return hold_out(_binarized(data, binarization), validation, pixels)
 
 
 def _unknown(name: str, root: Path) -> UserError:

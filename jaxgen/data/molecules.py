@@ -4,7 +4,6 @@ import difflib
 import hashlib
 import io
 import re
-import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -16,9 +15,11 @@ import numpy as np
 from jaxgen.data.catalogue import RAW_MOLECULES
 from jaxgen.data.prepare import UnavailableError, fetch
 from jaxgen.data.prepared import describe, examples, readable
+from jaxgen.data.progress import watched
 from jaxgen.data.reading import path_of, read
 from jaxgen.data.smiles import smiles_of
 from jaxgen.data.source import Arrays, Dataset
+from jaxgen.data.splits import parted
 from jaxgen.data.vocabulary import START, STOP, Vocabulary, molecular, pieces_of, vocabulary
 from jaxgen.data.walk import shown
 from jaxgen.errors import UserError
@@ -71,13 +72,15 @@ def load_molecules(
     longest: int | None = None,
     column: str | None = None,
     largest_fragment: bool = False,
+    validation: float = 0.0,
 ) -> Dataset:
     """Load molecules; `nci` with a notice where a downloadable data set cannot be had.
 
     Entries are {"tokens": [N, T], "length": int32 [N], "properties": float32 [N, 4]}. Tokens begin with START and end
     with STOP, which also fills them up; `length` counts both. Properties are those of `metrics.molecules.PROPERTIES`,
     less their means and divided by their standard deviations over the training molecules, which the data set's
-    `properties` keeps. A tenth of the molecules is for testing, chosen by their hashes.
+    `properties` keeps. A tenth of the molecules is for testing, chosen by their hashes, as are those of a validation
+    split; these have one spelling each.
 
     Args:
       name: `qm9` or `zinc250k` (downloaded and prepared when they are not yet), `nci` (the first 5,000 of the National
@@ -92,6 +95,7 @@ def load_molecules(
       column: of `smiles:PATH`, the name or number (from 1) of the column of SMILES; None: the one that RDKit can read.
       largest_fragment: keep only the largest fragment of each molecule of `nci` or `smiles:PATH`, so without
         counterions and solvents; the others have one fragment.
+      validation: share of the training molecules to hold out, see `splits.parted`.
 
     Raises:
       UserError: unknown or unreadable data set, more than half of its lines are no molecules, fewer than two are left;
@@ -131,7 +135,7 @@ def load_molecules(
     texts = [_spelled(smiles, spellings if i == 0 else 0) for i, (smiles, _) in enumerate(splits)]
     taken = [[_taken_apart(row, representation, longest) for row in rows] for rows in texts]
     kept = [np.array([row is not None for row in rows], bool) for rows in taken]
-    counts = [some.sum() for some in kept]
+    counts = [int(some.sum()) for some in kept]
     if min(counts) < 1:
         raise UserError(
             f"{name}: {counts[0]} molecules to train on and {counts[1]} to test on are left, expected at least one of "
@@ -146,6 +150,13 @@ def load_molecules(
             notice = f"{notice}; {said}" if notice else said
     spelled = [[row for row in rows if row] for rows in taken]
     values = [split[1][some] for split, some in zip(splits, kept, strict=True)]
+    keys = (one.encode() for one, some in zip(splits[0][0], kept[0], strict=True) if some)
+    trained, watched = parted(counts[0], validation, keys)
+    spelled.append([spelled[0][i][:1] for i in watched])
+    spelled[0] = [spelled[0][i] for i in trained]
+    values += [values[0][watched]]
+    values[0] = values[0][trained]
+    held_out = (len(watched), counts[0]) if len(trained) < counts[0] else (0, 0)
     mean, std = values[0].mean(0), values[0].std(0)
     std = np.where(std > 1e-6, std, 1.0)  # where all are alike
     every = [pieces for rows in spelled for row in rows for pieces in row]
@@ -159,6 +170,9 @@ def load_molecules(
         name=name,
         train=arrays[0],
         test=arrays[1],
+        validation=arrays[2] if held_out[0] else None,
+        watch=None if held_out[0] else arrays[2],
+        held_out=held_out,
         notice=notice,
         source=source,
         vocabulary=serialised,
@@ -278,13 +292,11 @@ def _splits(table: Table) -> list[Split]:
 
 def described(lines: Sequence[tuple[int, str]], *, largest_fragment: bool = False, quiet: bool = False) -> Table:
     """Compute the molecules of numbered lines, one or a few milliseconds each."""
-    from tqdm import tqdm
-
     whole = canonical([text for _, text in lines])
     spelled = [_largest(one) for one in whole] if largest_fragment else whole
     first = {one: None for one in spelled if one}  # in the order of the file, each once
-    bar = tqdm(first, desc="properties", unit=" molecules", leave=False, disable=quiet or not sys.stderr.isatty())
-    values = np.concatenate([properties([one]) for one in bar]) if first else np.zeros((0, len(PROPERTIES)))
+    shown = first if quiet else watched(first, "properties of molecules", len(first))
+    values = np.concatenate([properties([one]) for one in shown]) if first else np.zeros((0, len(PROPERTIES)))
     broken = tuple(number for (number, _), one in zip(lines, spelled, strict=True) if not one)
     fragments = sum("." in one for one in set(filter(None, whole)))
     isotopes, mapped = (sum(bool(re.search(label, one)) for one in first) for label in (r"\[\d", r":\d+\]"))

@@ -23,6 +23,7 @@ from http.client import HTTPException
 from pathlib import Path
 
 from jaxgen.data.catalogue import RAW, RAW_AUDIO, RAW_MOLECULES, RAW_TEXT, Raw
+from jaxgen.data.progress import watched
 from jaxgen.errors import UserError, install
 from jaxgen.terminal import say
 
@@ -118,12 +119,14 @@ def prepare(name: str, *, raw_dir: str | Path, data_dir: str | Path | None = Non
       UserError: unknown name; a raw file is missing, truncated or has another sha256; `data_dir` cannot be written, or
         holds the data set in another format.
     """
-    raw = _raw(name)
+    raw, raw_dir = _raw(name), Path(raw_dir).expanduser()
+    if not raw_dir.is_dir():
+        raise UserError(f"--from {raw_dir}: there is no such folder; expected the folder of {', '.join(raw.sha256)}")
     if (folder := find(name, data_dir)) is not None:
         if not any(folder.glob("*.array_record*")):
             raise UserError(f"{name} in {folder} is not stored as array_record: {AGAIN}")
         return folder
-    contents = {file: _verified(name, Path(raw_dir).expanduser(), file) for file in raw.sha256}
+    contents = {file: _verified(name, raw_dir, file) for file in raw.sha256}
     root = data_folder(data_dir)
     say(f"preparing {name} in {root}", file=sys.stderr)
     try:
@@ -186,7 +189,8 @@ def _write(name: str, contents: dict[str, bytes], root: Path) -> None:
             return {split: self._generate_examples(split) for split in raw.splits}
 
         def _generate_examples(self, split):
-            return raw.examples(split, *(contents[file] for file in raw.splits[split]))
+            examples = raw.examples(split, *(contents[file] for file in raw.splits[split]))
+            return watched(examples, f"{name} ({split}) examples")
 
     FromRaw.name = name  # the files are named by it
     tfds.disable_progress_bar()

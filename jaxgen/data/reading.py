@@ -68,13 +68,18 @@ def read(path: Path, advice: str = UNREADABLE, most: int = MOST) -> bytes:
       UserError: no such file, not a regular file, not readable, damaged, or larger than `most`.
     """
     try:
-        return _read(path, most)
+        return contents(path, most)
     except (OSError, EOFError, zlib.error, ValueError) as error:  # ValueError: a NUL in the path
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"cannot read {shown(path)} ({reason}): {advice}") from error
 
 
-def _read(path: Path, most: int) -> bytes:
+def contents(path: Path, most: int = MOST) -> bytes:
+    """Return what `read` does.
+
+    Raises:
+      OSError, EOFError, zlib.error, ValueError: where `read` raises a UserError.
+    """
     status = path.stat()
     if not stat.S_ISREG(status.st_mode):
         raise OSError(errno.EINVAL, "expected a regular file, found a folder, pipe or device")

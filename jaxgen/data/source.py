@@ -8,11 +8,13 @@ times faster than a pipeline that handles one example at a time.
 import hashlib
 import math
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
 import numpy as np
 
+from jaxgen.data.splits import parted
 from jaxgen.errors import UserError
 
 Arrays = dict[str, np.ndarray]  # leading axis = example, dtypes as stored
@@ -27,6 +29,7 @@ class Spec:
     classes: tuple[str, ...] = ()  # names of the label values
     binarization: str = "none"  # that was really done, or is to be
     digest: str = ""  # of all splits: the same data, the same digest
+    held_out: tuple[int, int] = (0, 0)  # see Dataset
     vocabulary: str = ""  # of texts: what jaxgen.data.vocabulary.vocabulary rebuilds it from
     # Of the columns of the entry "properties": the mean and standard deviation with which they were standardised.
     properties: dict[str, tuple[float, float]] = field(default_factory=dict)
@@ -44,7 +47,9 @@ class Dataset:
     name: str  # the data set really used, e.g. "mnist_5k"
     train: Arrays  # {"image": uint8 [N, H, W, C], "label": int32 [N], "factors": int32 [N, F]}, as there are; or others
     test: Arrays
-    validation: Arrays | None = None
+    validation: Arrays | None = None  # the data set's own split, or a part of its training data that `hold_out` took
+    watch: Arrays | None = None  # a part of `train` in the form of `test`, evaluated where there is no validation split
+    held_out: tuple[int, int] = (0, 0)  # training examples moved to `validation`, of how many; of texts, tokens
     classes: tuple[str, ...] = ()  # names of the label values, empty when there are no labels
     notice: str | None = None  # one line: what a reader must know of the data, such as another set in its place
     source: str = ""  # where it comes from and its licence, one line
@@ -61,6 +66,14 @@ class Dataset:
         return len(next(iter(self.train.values())))
 
     @property
+    def watched(self) -> tuple[str, Arrays]:
+        """Name and examples of the split that is evaluated during training; never the test split."""
+        if self.validation is not None:
+            return "validation", self.validation
+        watch = gather(self.train, parted(len(self), 0.0)[1]) if self.watch is None else self.watch
+        return "train subset", watch
+
+    @property
     def spec(self) -> Spec:
         entries = {name: (array.shape[1:], str(array.dtype)) for name, array in self.train.items()}
         digest = hashlib.sha256()
@@ -69,15 +82,43 @@ class Dataset:
                 for part in _parts(array):
                     digest.update(np.ascontiguousarray(part))
         digest.update(self.vocabulary.encode())  # the same tokens may stand for another text
+        if self.held_out[0]:
+            digest.update(repr(self.held_out).encode())
         return Spec(
             self.name,
             entries,
             self.classes,
             self.binarization,
             digest.hexdigest()[:16],
+            self.held_out,
             vocabulary=self.vocabulary,
             properties=self.properties,
         )
+
+
+def protocol(held_out: tuple[int, int]) -> str:
+    """Suffix for the names of figures of a model that was trained on less than the whole training split."""
+    held, total = held_out
+    return f", trained on {total - held:,} of {total:,}" if held else ""
+
+
+def hold_out(data: Dataset, share: float, keys: Iterable[bytes] | None = None) -> Dataset:
+    """Move a share of the training examples to a validation split; a data set with a validation split keeps its own.
+
+    With share 0 the training split stays whole, and a part of it is evaluated during training.
+
+    Args:
+      data: a data set in memory.
+      share: see `splits.parted`.
+      keys: see `splits.parted`, one for each training example.
+    """
+    if data.validation is not None:
+        return data
+    trained, watched = parted(len(data), share, keys)
+    watch = gather(data.train, watched)
+    if len(trained) == len(data):
+        return replace(data, watch=watch)
+    return replace(data, train=gather(data.train, trained), validation=watch, held_out=(len(watched), len(data)))
 
 
 def _parts(array: np.ndarray) -> tuple[np.ndarray, ...]:

@@ -14,12 +14,13 @@ def stacked(data: Dataset, *, count: int = 128_000, test_count: int = 10_000, se
 
     Images of labels a, b, c become one of label (a K + b) K + c, K being the number of classes: 100 a + 10 b + c for
     digits. VEEGAN and PacGAN draw their 128,000 triples from all 70,000 digits of MNIST; here those of a split come
-    from the same split of `data`, so that no part of a test image was seen in training. There is no validation split.
+    from the same split of `data`, so that no part of a test image was seen in training. A validation split has as
+    many triples as the test split.
 
     Args:
       data: labelled images of one channel, [N, H, W, 1].
       count: triples to train on; 128,000 of MNIST's take 301 MB.
-      test_count: triples to test on.
+      test_count: triples to test on, and to validate on.
       seed: of the triples.
 
     Returns:
@@ -51,7 +52,8 @@ def stacked(data: Dataset, *, count: int = 128_000, test_count: int = 10_000, se
         name=f"stacked_{data.name}",
         train=draw(data.train, 0, count),
         test=draw(data.test, 1, test_count),
-        validation=None,
+        validation=draw(data.validation, 2, test_count) if data.validation is not None else None,
+        watch=None,
         classes=tuple(map(" ".join, product(data.classes, repeat=3))),
         source=f"random triples, stacked as channels (Metz et al. 2017), of: {data.source or data.name}",
     )

@@ -14,6 +14,7 @@ from jaxgen.data.prepare import UnavailableError, fetch
 from jaxgen.data.prepared import describe, examples, readable
 from jaxgen.data.reading import MOST, PARQUET, TABLES, decoded, path_of, read, suffix_of
 from jaxgen.data.source import Arrays, Dataset
+from jaxgen.data.splits import WATCHED
 from jaxgen.data.vocabulary import bpe, byte, characters
 from jaxgen.data.vocabulary import vocabulary as rebuilt
 from jaxgen.data.walk import files_below, left_out_notice, shown
@@ -32,13 +33,15 @@ def load_text(
     vocabulary_size: int = 1024,
     context: int = 64,
     column: str | None = None,
+    validation: float = 0.0,
 ) -> Dataset:
     """Load a text; `python_source` with a notice where a downloadable one cannot be had.
 
-    The first 90 % of its characters are to train on, the rest to test on (nanoGPT's shakespeare_char). Training
-    examples are {"tokens": [N, context + 1]}, the windows at all offsets; they are views of one text, never a copy of
-    it. Test examples are {"tokens": [M, context + 1], "length": int32 [M]}: each begins with the last token of the one
-    before, so every token but the very first is predicted once; of the last, tokens from `length` on are padding.
+    The first 90 % of its characters are to train on, the rest to test on (nanoGPT's shakespeare_char); a validation
+    split is the end of the first 90 %. Training examples are {"tokens": [N, context + 1]}, the windows at all offsets;
+    they are views of one text, never a copy of it. Test and validation examples are {"tokens": [M, context + 1],
+    "length": int32 [M]}: each begins with the last token of the one before, so every token but the very first is
+    predicted once; of the last, tokens from `length` on are padding.
     The data set's `vocabulary` holds what tokens mean; they are uint8, or uint16 where there are more than 256.
 
     Args:
@@ -52,6 +55,8 @@ def load_text(
       context: tokens that the last one of a window is predicted from.
       column: of `text:PATH`, the column of texts in a table, or in all tables below a folder, of the formats
         `jaxgen.data.reading.TABLES`; its cells are joined by line breaks. None: files are plain text.
+      validation: share of the training text to hold out at its end, 0 to 0.5, at least one window of characters; with
+        0 the last tenth of the training text is evaluated during training.
 
     Raises:
       UserError: unknown or unreadable text, not UTF-8, larger than 1 GiB, shorter than a window; a vocabulary that
@@ -82,22 +87,27 @@ def load_text(
         raise _unknown(name)
 
     border = int(len(text) * 0.9)
-    train, test = text[:border], text[border:]
+    start = max(0, border - max(round((validation or WATCHED) * border), context + 1))
+    train, watch, test = text[: start if validation else border], text[start:border], text[border:]
     if vocabulary == "bpe":
         serialised = bpe(train, vocabulary_size)
     else:
         serialised = characters(text) if vocabulary == "characters" else byte()
     encode = rebuilt(serialised).encode
-    train, test = encode(train), encode(test)
-    if min(len(train), len(test)) <= context:
+    train, watch, test = encode(train), encode(watch), encode(test)
+    if min(len(train), len(test)) <= context or len(watch) < 2:
         raise UserError(
             f"{name} is too short: it has {len(train):,} tokens to train on and {len(test):,} to test on, a context of "
-            f"{context} needs {context + 1} of each; choose a longer text or a shorter context"
+            f"{context} needs {context + 1} of each; choose a longer text or a shorter context, or less "
+            "--data.validation"
         )
     return Dataset(
         name=name,
         train={"tokens": np.lib.stride_tricks.sliding_window_view(train, context + 1)},
         test=_in_turn(test, context),
+        validation=_in_turn(watch, context) if validation else None,
+        watch=None if validation else _in_turn(watch, context),
+        held_out=(len(watch), len(train) + len(watch)) if validation else (0, 0),
         notice=notice,
         source=source,
         vocabulary=serialised,

@@ -11,30 +11,49 @@ import numpy as np
 
 from jaxgen.metrics.fidelity import LEVEL, Interval, blocks, bootstrap, checked, equally_wide, squared_distances
 
-QUANTILE = 0.01  # of held-out examples: nearer than that is near
-SURE = 0.001  # a verdict of copying needs a p-value below this,
-SOME, MOST = 0.01, 0.25  # and a share of samples beyond chance above the one of near ones, or the other of all
-PERMUTATIONS = 20_000
+QUANTILE = 0.01  # a sample is near if it is nearer to a training example than this share of held-out examples
+SURE = 0.01  # copying is reported if and only if the p-value is below
+SOME, MOST = 0.01, 0.25  # shares of copies, among near samples and among all, that the null hypothesis allows
+PERMUTATIONS = 19_999  # so that p-values are multiples of 1 / 20,000
 
 
 class Excess(NamedTuple):
-    """Of samples with a training example for their nearest: the share beyond chance, at most 1, and its p-value."""
+    """Copies among the samples of a kind, as a share of all samples.
 
-    share: float
+    share: estimate and 95 % interval, both within 0 and 1. Fewer samples than chance puts around training examples
+      count as 0.
+    p_value: one-sided, of the null hypothesis that the share is at most the one that is allowed.
+    """
+
+    share: Interval
     p_value: float
 
 
 class Memorization(NamedTuple):
-    """What the distances of S samples and M held-out examples to their nearest training examples say.
+    """Distances of S samples and M held-out examples to their nearest training examples, and a test for copies.
 
-    nearest: int [S], which training example that is.
-    distance: [S], how far it is.
-    held_out: [M], how far it is from a held-out example.
-    threshold: the 1 % quantile of `held_out`.
-    near: share of samples nearer than that; 0.01 where samples are as good as held-out examples, more where they copy,
-      or where they are smoother than examples are.
-    close: how many of the near samples are nearer to training than to held-out examples: copies, however few.
-    overall: the same of all samples: a model that knows nothing but its training examples, and mixes them.
+    **The rule.** Copying is reported if and only if `p_value` < 0.01. The null hypothesis: at most 1 % of the samples
+    are near copies (`close`), and at most 25 % of the samples are nearer to training examples because the model was
+    trained on them (`overall`). All other samples would be the same whichever examples had been the training set. The
+    p-value is twice the smaller one of the two parts (Bonferroni). The null hypothesis allows some copies, since
+    ordinary models fit their training set a little better than held-out data.
+
+    **The limit.** Where S samples have k different nearest examples, all of them training examples, that happens by
+    chance with probability (N / (N + H))^k for N training and H held-out examples. So copies of fewer than
+    `detectable` different training examples cannot be told from chance, whatever their number. With fewer than that
+    many `distinct` nearest examples there is no verdict.
+
+    Attributes:
+      nearest: int [S], index of the nearest training example.
+      distance: [S], distance to it.
+      held_out: [M], distance of each held-out example to its nearest training example.
+      threshold: the 1 % quantile of `held_out`.
+      near: share of samples nearer than `threshold`; 0.01 where samples are as good as held-out examples, more where
+        they are copies or smoother than examples are. Not part of the rule.
+      close: copies among the near samples, however few.
+      overall: copies among all samples, as of a model that mixes its few training examples.
+      sizes: numbers of training and held-out examples, N and H.
+      distinct: number of different training and held-out examples that are nearest to a sample.
     """
 
     nearest: np.ndarray
@@ -44,26 +63,54 @@ class Memorization(NamedTuple):
     near: Interval
     close: Excess
     overall: Excess
+    sizes: tuple[int, int]
+    distinct: int
+
+    @property
+    def p_value(self) -> float:
+        """P-value of the rule, a multiple of 1 / 10,000."""
+        return min(1.0, 2 * min(self.close.p_value, self.overall.p_value))
 
     @property
     def copies(self) -> bool:
-        """Whether the model is said to copy."""
-        return any(x.p_value < SURE and x.share > least for x, least in ((self.close, SOME), (self.overall, MOST)))
+        """Whether copying is reported."""
+        return self.p_value < SURE
+
+    @property
+    def detectable(self) -> int:
+        """Smallest number of different training examples whose copies can be told from chance."""
+        train, held_out = self.sizes
+        return math.floor(math.log(SURE / 2) / math.log(train / (train + held_out))) + 1
 
     def worst(self, count: int) -> np.ndarray:
         """The samples nearest to a training example, nearest first: int [count], or all of them if there are fewer."""
         return np.argsort(self.distance, kind="stable")[:count]
 
     def __str__(self) -> str:
-        """A verdict."""
-        p = min(self.close.p_value, self.overall.p_value) if self.copies else self.overall.p_value
-        p = f"p = {p:.2g}" if p > 2 / PERMUTATIONS else f"p < {2 / PERMUTATIONS:.2g}"
-        near = f"{self.near.value:.1%} of samples are nearer to a training example than {QUANTILE:.0%} of held-out ones"
+        """The verdict, with its rule and its limit."""
+        train, held_out = self.sizes
+        limit = f"Copies of fewer than {self.detectable:,} different training examples cannot be detected"
         if self.copies:
-            share = max(self.close.share, self.overall.share)
-            return f"the model copies: about {share:.0%} of its samples stay around training examples ({p}); {near}"
-        more = f"{self.overall.share:.0%} of them, beyond chance, are nearer to training than to held-out examples"
-        return f"no sign of copying: {near}; {more} ({p})"
+            verdict, limit = "copying detected", ""
+        elif self.distinct >= self.detectable:
+            verdict, limit = "no copying detected", f"{limit}. "
+        else:
+            verdict = "no verdict on copying"
+            limit = f"{limit}, and the samples have only {self.distinct:,} different nearest examples. "
+        return (
+            f"{verdict} (p = {self.p_value:.4f}): "
+            f"of {len(self.distance):,} samples, compared with {train:,} training and {held_out:,} held-out examples, "
+            f"{_percent(self.overall.share)} are nearer to training examples beyond chance, and "
+            f"{_percent(self.close.share)} are near copies beyond chance. Copying is reported if p < {SURE:g}, "
+            f"where the null hypothesis allows {100 * MOST:g} % and {100 * SOME:g} %. {limit}"
+            f"{100 * self.near.value:.1f} % of the samples are nearer to a training example than {100 * QUANTILE:g} % "
+            "of held-out examples are; smooth samples are so without being copies."
+        )
+
+
+def _percent(share: Interval) -> str:
+    value, low, high = (100 * bound for bound in share)
+    return f"{value:.1f} % (95 % interval {low:.1f} to {high:.1f} %)"
 
 
 def memorization(
@@ -75,27 +122,28 @@ def memorization(
     seed: int = 0,
     block: int = 2048,
 ) -> Memorization:
-    """Do samples lie nearer to training examples than to examples that the model has not seen?
+    """Test whether samples are copies of training examples; see `Memorization` for the rule and its limit.
 
-    Nearer than those examples themselves are: that also happens to a model of blurred samples, which are near to
-    everything. So the test is another. Take N training examples and H held-out ones together: as many samples should
-    have a training example for their nearest as there are such among all, N / (N + H), since nothing but the model's
-    memory tells the two sets apart. Around which examples samples lie is taken as it is: the p-value is of drawing anew
-    which examples were trained on (each by itself, which is on the safe side), so that one typical example with many
-    samples around it proves nothing; ten examples that are copied do. Meehan et al. 2020 compare ranks of the same
-    distances. Some distance between the two sets is every model's; a verdict asks for more (`Memorization.copies`).
+    Samples may be nearer to training examples than held-out examples are without being copies: blurred samples are near
+    everything. So the test compares two sets. Take N training examples and H held-out ones together: without copying,
+    a sample has a training example for its nearest with probability N / (N + H), since nothing but the memory of the
+    model tells the two sets apart. The examples that samples surround stay as they are, and the p-value is over
+    random choices of the training examples among them (each by itself, which is conservative). So one typical example
+    with many samples around it proves nothing, and ten copied examples do. Meehan et al. 2020 compare ranks of the
+    same distances.
 
     Args:
       samples: [S, D].
       train: [N, D], all that the model was trained on.
       held_out: [H, D] from the same distribution.
-      drawn: [M, D], the held-out examples whose own distances are asked for, in the form that samples have, such as
-        binarised; those of `held_out` unless given.
-      seed: of the draws.
-      block: rows and columns of the matrix of distances that are in memory at once.
+      drawn: [M, D], held-out examples in the form of the samples, such as binarized; their distances give the
+        threshold. By default `held_out`.
+      seed: seed of the random choices.
+      block: rows and columns of the matrix of distances in memory at once.
 
     Raises:
-      UserError: features of different widths, none at all, or not finite.
+      UserError: features of different widths or not finite, no sample or training example, or fewer than 2 held-out
+        examples.
     """
     samples = checked(samples, "samples", 1)
     train, held_out = checked(train, "training examples", 1), checked(held_out, "held-out examples", 2)
@@ -115,18 +163,25 @@ def memorization(
     distance = np.linalg.norm(samples.astype(np.float64) - train[index], axis=1)
     _, reference = nearest(held_out if drawn is None else checked(drawn, "drawn examples", 2), train, block=block)
     threshold = float(np.quantile(reference, QUANTILE))
-    mine, share = to_train < to_other, len(train) / (len(train) + len(held_out))
+    mine, chance = to_train < to_other, len(train) / (len(train) + len(held_out))
 
-    def excess(counted: np.ndarray) -> Excess:
+    def excess(counted: np.ndarray, allowed: float) -> Excess:
         around = [np.bincount(which[counted & side]) for which, side in ((index, mine), (other, ~mine))]
-        counts, found = np.concatenate(around), around[0].sum()
-        counts, as_many = counts[counts > 0], 0
+        counts, found, total = np.concatenate(around), around[0].sum(), counted.sum()
+        counts, by_chance = counts[counts > 0].astype(np.float32), np.empty(PERMUTATIONS)
         for rows in blocks(PERMUTATIONS, 1000):
-            trained = rng.random((rows.stop - rows.start, len(counts)), np.float32) < share
-            as_many += (trained @ counts.astype(np.float32) >= found).sum()
-        # Those that are no copies are spread over both sets, so the ones around held-out examples tell how many.
-        beyond = (found - around[1].sum() * share / (1 - share)) / len(samples)
-        return Excess(float(beyond), float((1 + as_many) / (1 + PERMUTATIONS)))
+            trained = rng.random((rows.stop - rows.start, len(counts)), np.float32) < chance
+            by_chance[rows] = trained @ counts
+
+        def copies(others: float, least: float) -> float:
+            """Share of copies, if of the `total` samples without any copy `others` had a training example nearest."""
+            share = (found - others) / (total - others) if others < total else least
+            return float(np.clip(share, 0, 1) * total / len(samples))
+
+        low, high = np.quantile(by_chance, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+        share = Interval(copies(chance * total, 0), copies(high, 0), copies(low, 1))
+        as_many = (found - by_chance) * total <= allowed * len(samples) * (total - by_chance)
+        return Excess(share, float((1 + as_many.sum()) / (1 + PERMUTATIONS)))
 
     return Memorization(
         nearest=index,
@@ -134,8 +189,10 @@ def memorization(
         held_out=reference,
         threshold=threshold,
         near=bootstrap(np.mean, (distance < threshold).astype(float), seed=seed),
-        close=excess(np.minimum(to_train, to_other) < threshold),
-        overall=excess(np.full(len(samples), True)),
+        close=excess(np.minimum(to_train, to_other) < threshold, SOME),
+        overall=excess(np.full(len(samples), True), MOST),
+        sizes=(len(train), len(held_out)),
+        distinct=len(np.unique(index[mine])) + len(np.unique(other[~mine])),
     )
 
 
