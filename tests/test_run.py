@@ -252,13 +252,13 @@ def test_every_command_has_a_help(capsys):
 @pytest.mark.parametrize("how", ["jit", "shard_map"])
 def test_numbers_that_are_not_finite_stop_the_run_and_can_be_replayed(config, capsys, how):
     config = replace(config, run=replace(config.run, parallel=how))
-    diverging = flags.OptimizerConfig(learning_rate=1e30, schedule="constant")
+    diverging = flags.OptimizerConfig(learning_rate=1e9, schedule="constant")
     with pytest.raises(UserError, match=r"steps in a row were not finite: at step \d+ .*loss .*gradient norm"):
         train(replace(config, optimizer=diverging))
     capsys.readouterr()
     commands.main(["replay", str(config.workdir)])
     assert re.search(r"step \d+: .*primitive", capsys.readouterr().out)
-    with pytest.raises(UserError, match=r"--optimizer.learning-rate was 1e\+30"):
+    with pytest.raises(UserError, match=r"--optimizer.learning-rate was 1000000000.0"):
         train(config)
     train(replace(config, run=replace(config.run, overwrite=True)))  # as the message said
     assert int(state_of(config.workdir).step) == 120
@@ -267,7 +267,7 @@ def test_numbers_that_are_not_finite_stop_the_run_and_can_be_replayed(config, ca
 
 
 def test_without_a_guard_parameters_that_are_no_numbers_are_never_saved(config):
-    diverging = flags.OptimizerConfig(learning_rate=1e30, schedule="constant")
+    diverging = flags.OptimizerConfig(learning_rate=1e9, schedule="constant")
     config = replace(config, run=replace(config.run, guard=False))
     with pytest.raises(UserError, match=r"steps in a row were not finite: at step \d+ loss .*--run.guard"):
         train(replace(config, optimizer=diverging))
