@@ -29,7 +29,7 @@ class EvaluateConfig(flags.EvaluateConfig):
     """What is measured at the end, and by `python -m jaxgen evaluate`."""
 
     num_samples: Annotated[int, Meta(ge=2, le=1_000_000)] = 500
-    """Generated sounds that are measured, of all labels alike."""
+    """Number of generated sounds to measure, the same for each label."""
 
 
 def labels_asked(

@@ -1,7 +1,10 @@
-"""A generative adversarial network of waves: python -m experiments.gan_audio --data.name spoken_digit
+"""A generative adversarial network of waveforms: python -m experiments.gan_audio --data.name spoken_digit
 
-Networks after WaveGAN (Donahue et al. 2019), strided convolutions over time, conditional on the label, with the loss
-and penalties of gan_mnist. By default plucked strings, made here. `wavegan` has their loss and their optimiser.
+Networks after WaveGAN (Donahue et al. 2019): strided convolutions over time, conditional on the label, with the loss
+and penalties of gan_mnist. Default: synthetic plucked strings.
+
+Configurations, as an optional first word:
+  wavegan  loss and optimizer of Donahue et al. 2019 (WGAN-GP, 5 steps of the discriminator per step); not yet run
 """
 
 from dataclasses import dataclass, field
@@ -34,17 +37,17 @@ class ModelConfig(GameConfig):
     """The two networks and their game."""
 
     width: Width = 8
-    """Channels at the highest resolution."""
+    """Number of channels at the highest resolution."""
     layers: Annotated[int, Meta(ge=1, le=12)] = 4
-    """Of each network, each of a stride of 4."""
+    """Number of layers of each network, of stride 4."""
     phase_shuffle: Index = 0
-    """Most samples by which the discriminator moves each example before a layer."""
+    """Largest shift of the discriminator's features before each layer, in samples (Donahue et al. 2019)."""
     latents: Width = 64
     """Latent dimensions."""
     conditional: bool = True
-    """Give both networks the label, where there is one."""
+    """Condition both networks on the label, if there are labels."""
     norm: Kind = "batch"
-    """Normalisation in the generator."""
+    """Normalization in the generator."""
 
 
 @dataclass(frozen=True)
@@ -52,9 +55,9 @@ class SampleConfig(flags.SampleConfig):
     """How sounds are drawn, here and by `python -m jaxgen sample`."""
 
     label: Index | None = None
-    """Class to draw; without, all of them in turn."""
+    """Class to draw (default: all classes in turn)."""
     truncation: Positive | None = None
-    """Largest distance of a latent from 0: lower is less diverse, and more typical; None has no bound."""
+    """Largest absolute value of a latent: lower values give more typical and less diverse samples. None is no bound."""
 
 
 @dataclass(frozen=True)
@@ -64,9 +67,9 @@ class Config(flags.Config):
     workdir: Path = Path("runs/gan_audio")
     """Run folder. Its default name ends in what other flags change. Rerun the command to resume."""
     steps: Index = 1_500
-    """Training steps."""
+    """Number of training steps."""
     batch_size: UpTo1M = 32
-    """Sounds in one step."""
+    """Sounds per step."""
     data: flags.AudioDataConfig = field(default_factory=flags.AudioDataConfig)
     # Waves are quiet: at an image's weight of 1 the penalties leave the discriminator nothing to tell them by.
     model: ModelConfig = field(default_factory=lambda: ModelConfig(r1=0.03, r2=0.03, lazy=4))

@@ -1,7 +1,10 @@
 """A generative adversarial network of images: python -m experiments.gan_mnist --model.loss hinge --model.spectral
 
-By default convolutional networks after Radford et al. 2016, conditional on the digit, with the relativistic loss and
-the gradient penalties of Huang et al. 2024 (R3GAN), which never diverged here. `dcgan` is the recipe of 2015.
+Default: convolutional networks after Radford et al. 2016, conditional on the label, with the relativistic loss and the
+gradient penalties of Huang et al. 2024 (R3GAN).
+
+Configurations, as an optional first word:
+  dcgan  the recipe of Radford et al. 2016: batch normalization, Adam at 2e-4 with beta1 0.5, no penalty, no average
 """
 
 import math
@@ -41,21 +44,21 @@ class GameConfig:
     """What generator and discriminator play."""
 
     loss: Literal["relativistic", "non_saturating", "minimax", "hinge", "wasserstein", "least_squares"] = "relativistic"
-    """What the two minimise."""
+    """Loss of generator and discriminator."""
     r1: NonNegative = 1.0
-    """Weight gamma of the gradient's square at real examples."""
+    """Weight gamma of the squared gradient norm at real examples."""
     r2: NonNegative = 1.0
-    """The same at generated ones."""
+    """Weight gamma of the squared gradient norm at generated examples."""
     gradient_penalty: NonNegative = 0.0
-    """Weight of (norm of the gradient - 1)^2 between the two; WGAN-GP uses 10."""
+    """Weight of the gradient penalty of WGAN-GP, which uses 10."""
     lazy: UpTo10k = 1
-    """Steps between two of those penalties, so many times as heavy."""
+    """Steps between two penalties, whose weight grows accordingly."""
     n_critic: UpTo10k = 1
-    """Steps of the discriminator for one of the generator."""
+    """Number of steps of the discriminator per step of the generator."""
     discriminator_rate: Positive = 1.0
-    """Its learning rate, as a multiple of the generator's."""
+    """Learning rate of the discriminator, as a multiple of the generator's."""
     pack: UpTo1k = 1
-    """Examples that the discriminator judges together (PacGAN)."""
+    """Number of examples that the discriminator sees together (PacGAN, Lin et al. 2018)."""
 
 
 @dataclass(frozen=True)
@@ -63,25 +66,26 @@ class ModelConfig(GameConfig):
     """The two networks and their game."""
 
     network: Literal["dcgan", "residual"] = "dcgan"
-    """Kind of generator and discriminator."""
+    """Architecture of generator and discriminator."""
     width: Width = 32
-    """Channels at the highest resolution."""
+    """Number of channels at the highest resolution."""
     latents: Width = 64
     """Latent dimensions."""
     prior: Literal["normal", "uniform"] = "normal"
-    """Of each latent: N(0, 1), or uniform in [-1, 1]."""
+    """Distribution of each latent: N(0, 1), or uniform in [-1, 1]."""
     conditional: bool = True
     """Condition both networks on the label, if the data have labels."""
     norm: Kind = "batch"
-    """Normalisation in the generator."""
+    """Normalization in the generator."""
     discriminator_norm: Kind = "none"
-    """Normalisation in the discriminator."""
+    """Normalization in the discriminator."""
     spectral: bool = False
-    """Spectral normalisation of the discriminator."""
+    """Spectral normalization of the discriminator."""
     augment: tuple[Literal["translation", "cutout", "colour"], ...] = ()
-    """What is done to all images that the discriminator sees; for small data sets."""
+    """Augmentations of all inputs of the discriminator, for small data sets."""
     augment_target: Annotated[float, Meta(ge=-1, le=1)] | None = None
-    """Mean sign of the discriminator at real images that the strength of it is steered to (ADA: 0.6)."""
+    """Target of the mean sign of the discriminator at real images, which controls the strength of the augmentations
+    (ADA: 0.6)."""
 
 
 @dataclass(frozen=True)
@@ -95,9 +99,9 @@ class EvaluateConfig(flags.ImageEvaluateConfig):
     """Compare samples with held-out images in the features of a network: trained once on the labels of the data, on
     rotations of images without labels (Gidaris et al. 2018), or given by --evaluate.inception."""
     num_samples: Annotated[int, Meta(ge=10, le=1_000_000)] = 10_000
-    """Generated images that are measured; as many held-out ones, if there are so many."""
+    """Number of generated images to measure, and at most as many held-out images."""
     truncation: Positive | None = 2.0
-    """Largest distance of a latent from 0: lower is less diverse, and more typical; None has no bound."""
+    """Largest absolute value of a latent: lower values give more typical and less diverse samples. None is no bound."""
     inception: Path | None = None
     """Weights of FID's Inception network, to compare samples in its features."""
 
@@ -107,9 +111,9 @@ class SampleConfig(flags.SampleConfig):
     """How samples are drawn, here and by `python -m jaxgen sample`."""
 
     label: Index | None = None
-    """Class to draw, of a conditional model."""
+    """Class to draw, of a conditional model (default: all classes)."""
     truncation: Positive | None = 2.0
-    """Largest distance of a latent from 0: lower is less diverse, and more typical; None has no bound."""
+    """Largest absolute value of a latent: lower values give more typical and less diverse samples. None is no bound."""
 
 
 @dataclass(frozen=True)
@@ -119,9 +123,9 @@ class Config(flags.Config):
     workdir: Path = Path("runs/gan_mnist")
     """Run folder. Its default name ends in what other flags change. Rerun the command to resume."""
     steps: Index = 12_000
-    """Training steps."""
+    """Number of training steps."""
     batch_size: UpTo1M = 64
-    """Images in one step."""
+    """Images per step."""
     data: flags.ImageDataConfig = field(default_factory=lambda: flags.ImageDataConfig(binarization="none"))
     model: ModelConfig = field(default_factory=lambda: ModelConfig(lazy=4))
     optimizer: flags.OptimizerConfig = field(

@@ -1,8 +1,10 @@
 """Three digits as the channels of one image, 1,000 modes to be found: python -m experiments.gan_stacked_mnist
 
-By default the protocol of VEEGAN (Srivastava et al. 2017) as Lin et al. 2018 use it: 128,000 training images, 26,000
-samples, modes named by a classifier of digits on each channel. `unrolled` has the number of samples, 25,600, and the
-latents and batch of Metz et al. 2017; figures of the two do not compare. Networks and loss are this project's own.
+Default: the protocol of VEEGAN (Srivastava et al. 2017) as used by Lin et al. 2018: 128,000 training images, 26,000
+samples, modes named by a classifier of digits on each channel. Networks and loss are this project's own.
+
+Configurations, as an optional first word:
+  unrolled  samples (25,600), latents and batch of Metz et al. 2017; its figures do not compare with the default's
 """
 
 from dataclasses import dataclass, field, replace
@@ -27,9 +29,9 @@ class DataConfig(flags.ImageDataConfig):
     """Which digits, and how many triples of them."""
 
     binarization: Literal["none"] = "none"
-    """Pixels are left as they are."""
+    """Treatment of gray levels: none."""
     count: UpTo1M = 128_000
-    """Triples to train on."""
+    """Number of training triples."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,7 @@ class Config(gan_mnist.Config):
     workdir: Path = Path("runs/gan_stacked_mnist")
     """Run folder. Its default name ends in what other flags change. Rerun the command to resume."""
     steps: Index = 100_000
-    """Training steps."""
+    """Number of training steps."""
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=lambda: ModelConfig(conditional=False, width=64, latents=100))
     run: flags.RunConfig = field(

@@ -1,7 +1,10 @@
 """A generative adversarial network of points in the plane: python -m experiments.gan_toy --seeds 10
 
-The data are a mixture of 25 or 8 Gaussians, so that the modes which a generator misses can be counted. `pacgan` is the
-protocol of Lin et al. 2018, `vanilla` the same without packing.
+The data are a mixture of 25 or 8 Gaussians, so that the modes missed by a generator can be counted.
+
+Configurations, as an optional first word:
+  pacgan   the protocol of Lin et al. 2018 with packing: 400 epochs of 100,000 points
+  vanilla  the same protocol without packing
 """
 
 import math
@@ -37,11 +40,11 @@ class DataConfig(flags.DataConfig):
     """Which points."""
 
     name: Literal["grid", "ring"] = "grid"
-    """25 modes at {-4, -2, 0, 2, 4}^2, or 8 on the unit circle."""
+    """Mixture: grid (25 modes at {-4, -2, 0, 2, 4}^2), or ring (8 modes on the unit circle)."""
     count: Annotated[int, Meta(ge=1, le=10_000_000)] = 100_000
     """Points of the training data."""
     sigma: Positive | None = None
-    """Standard deviation of each mode; by default 0.05 of grid and 0.01 of ring."""
+    """Standard deviation of each mode (default: grid 0.05, ring 0.01)."""
 
 
 @dataclass(frozen=True)
@@ -49,17 +52,18 @@ class ModelConfig(gan_mnist.GameConfig):
     """The two networks and their game."""
 
     network: Literal["mlp", "pacgan"] = "mlp"
-    """Multilayer perceptrons that see waves of their input too; or those of Lin et al. 2018."""
+    """Architecture: perceptrons with Fourier features (mlp), or those of Lin et al. 2018 (pacgan)."""
     hidden: Widths = (128, 128, 128)
-    """Widths of the hidden layers of each (of mlp)."""
+    """Widths of the hidden layers of each network (of mlp)."""
     latents: Width = 10
     """Latent dimensions."""
     prior: Literal["normal", "uniform", "mixture"] = "mixture"
-    """Of each latent: N(0, 1), uniform in [-1, 1], or near -1 or 1, so that modes need not be connected."""
+    """Distribution of each latent: N(0, 1), uniform in [-1, 1], or a mixture around -1 and 1, so that modes need not be
+    connected."""
     r1: NonNegative = 0.1
-    """Weight gamma of the gradient's square at real examples."""
+    """Weight gamma of the squared gradient norm at real examples."""
     r2: NonNegative = 0.1
-    """The same at generated ones."""
+    """Weight gamma of the squared gradient norm at generated examples."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +71,7 @@ class EvaluateConfig(flags.EvaluateConfig):
     """What is measured at the end, and by `python -m jaxgen evaluate`."""
 
     num_samples: UpTo1M = 2_500
-    """Generated points, as many as Lin et al. 2018 draw."""
+    """Number of generated points to measure; Lin et al. 2018 use 2,500."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +81,7 @@ class Config(flags.Config):
     workdir: Path = Path("runs/gan_toy")
     """Run folder. Its default name ends in what other flags change. Rerun the command to resume."""
     steps: Index = 12_000
-    """Training steps."""
+    """Number of training steps."""
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     optimizer: flags.OptimizerConfig = field(
@@ -164,6 +168,7 @@ def experiment(model: GAN, config: Config) -> Experiment:
             spherical=config.model.prior == "normal",
         ),
         unit="points",
+        out="points.png",
     )
 
 

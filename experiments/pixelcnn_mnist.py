@@ -1,7 +1,12 @@
 """An autoregressive model of images: python -m experiments.pixelcnn_mnist --model.network made
 
-A gated PixelCNN (van den Oord et al. 2016) on dynamically binarised MNIST, by default; its likelihood is exact. With
---data.binarization none it models all 256 levels by a mixture of discretised logistics (PixelCNN++).
+Default: a gated PixelCNN (van den Oord et al. 2016) on dynamically binarized MNIST; its likelihood is exact. With
+--data.binarization none it models all 256 levels by a mixture of discretized logistics (PixelCNN++).
+
+Configurations, as an optional first word:
+  full   a larger PixelCNN with dropout, for an accelerator
+  made   a masked perceptron of one wide layer (Germain et al. 2015)
+  fvsbn  a fully visible sigmoid belief network: a logistic regression of each pixel on the pixels before it
 """
 
 import math
@@ -44,27 +49,27 @@ class ModelConfig:
     """The network that predicts a pixel."""
 
     network: Literal["pixelcnn", "made"] = "pixelcnn"
-    """Convolutions over what is above and left, or a perceptron with masked weights."""
+    """Architecture: gated convolutions (pixelcnn), or a perceptron with masked weights (made)."""
     width: Width = 32
-    """Features of each stack (of pixelcnn)."""
+    """Number of features of each stack (of pixelcnn)."""
     depth: Depth = 8
-    """Gated layers (of pixelcnn)."""
+    """Number of gated layers (of pixelcnn)."""
     first_kernel: Annotated[int, Meta(ge=3, le=255)] = 7
-    """Size of the first layer's kernel (of pixelcnn)."""
+    """Kernel size of the first layer, an odd number (of pixelcnn)."""
     dropout: Partial = 0.0
-    """Share of features dropped in training."""
+    """Dropout rate."""
     hidden: Annotated[tuple[Width, ...], Meta(max_length=64)] = (1_000,)
-    """Width of the hidden layers (of made); none and --model.direct is a fully visible belief network."""
+    """Widths of the hidden layers (of made); none with --model.direct is a fully visible belief network."""
     direct: bool = False
-    """Connect pixels with each other directly, too (of made)."""
+    """Direct connections between pixels (of made)."""
     order: Literal["raster", "random"] = "raster"
-    """Order in which pixels are predicted: row by row, or a random one that is the same in every run (of made)."""
+    """Order of the pixels: raster (row by row), or random, the same in every run (of made)."""
     components: UpTo1k = 10
-    """Logistics in the mixture of a pixel's levels, where they are not binarised."""
+    """Number of logistics in the mixture of gray levels, for pixels that are not binarized."""
     conditional: bool = False
-    """Give the network the label."""
+    """Condition the network on the label."""
     condition_dropout: Share = 0.1
-    """Share of examples whose label is left out, for --guidance (of a conditional model)."""
+    """Share of examples trained without their label, for --guidance."""
 
 
 @dataclass(frozen=True)
@@ -72,12 +77,12 @@ class SampleConfig(flags.SampleConfig):
     """How samples are drawn, here and by `python -m jaxgen sample`."""
 
     label: Index | None = None
-    """Class to draw, of a conditional model; without, the model without a condition, or where it was never trained
-    without (--model.condition-dropout 0) all classes in turn."""
+    """Class to draw, of a conditional model (default: without a condition, or all classes if the model was trained with
+    --model.condition-dropout 0)."""
     guidance: NonNegative | None = None
-    """Weight of the difference that the label makes: above 1 more typical of it, 1 the model itself."""
+    """Guidance scale: 1 is the model itself, larger values strengthen the conditioning on --label."""
     temperature: NonNegative = 1.0
-    """Below 1 more probable pixels; 0 the most probable one each time."""
+    """Temperature: below 1 favors probable pixels, 0 takes the most probable one."""
 
 
 @dataclass(frozen=True)
@@ -87,9 +92,9 @@ class Config(flags.Config):
     workdir: Path = Path("runs/pixelcnn_mnist")
     """Run folder. Its default name ends in what other flags change. Rerun the command to resume."""
     steps: Index = 15_000
-    """Training steps."""
+    """Number of training steps."""
     batch_size: UpTo1M = 16
-    """Images in one step."""
+    """Images per step."""
     data: flags.ImageDataConfig = field(default_factory=flags.ImageDataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     optimizer: flags.OptimizerConfig = field(

@@ -1,7 +1,7 @@
 """A variational autoencoder of sounds: python -m experiments.vae_audio --data.name spoken_digit
 
-It sees how loud a sound is at each time on each bin of the mel scale, through convolutions over time; what it draws
-becomes a sound by the algorithm of Griffin and Lim. By default plucked strings, made here, conditional on their pitch.
+Models log-mel spectrograms with convolutions over time; the algorithm of Griffin and Lim turns them into sounds.
+Default: synthetic plucked strings, conditional on their pitch.
 """
 
 import math
@@ -39,23 +39,23 @@ class ModelConfig:
     latents: Width = 16
     """Latent dimensions."""
     channels: Annotated[tuple[Width, ...], Meta(min_length=1, max_length=16)] = (64, 128)
-    """Of the encoder after each halving in time; of the decoder the other way round."""
+    """Channels of the encoder after each halving in time; the decoder mirrors them."""
     hidden: Width = 256
-    """Width of the dense layers between."""
+    """Width of the dense layers."""
     conditional: bool = True
-    """Give encoder and decoder the label, where there is one."""
+    """Condition encoder and decoder on the label, if there are labels."""
     beta: NonNegative = 1.0
-    """Weight of the KL."""
+    """Weight of the KL divergence."""
     warmup_steps: Index = 0
-    """Steps over which that weight grows from 0."""
+    """Number of steps over which the weight of the KL grows from 0."""
     deviation: Positive | None = 0.1
-    """Standard deviation of p(x | z), a share of 80 decibels; None: the decoder gives one for every bin of a frame."""
+    """Standard deviation of p(x | z), as a share of 80 decibels. None: predicted by the decoder for every bin."""
     size: Annotated[int, Meta(ge=2, le=8_192)] = 512
-    """Samples in a frame."""
+    """Samples per frame, a power of two."""
     hop: Width = 64
     """Samples between two frames."""
     bins: Annotated[int, Meta(ge=1, le=4_096)] = 80
-    """Of the mel scale."""
+    """Number of mel bins."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class SampleConfig(flags.SampleConfig):
     """How sounds are drawn, here and by `python -m jaxgen sample`."""
 
     label: Index | None = None
-    """Class to draw; without, all of them in turn."""
+    """Class to draw (default: all classes in turn)."""
     temperature: NonNegative = 1.0
     """Standard deviation of the latents."""
 
@@ -75,9 +75,9 @@ class Config(flags.Config):
     workdir: Path = Path("runs/vae_audio")
     """Run folder. Its default name ends in what other flags change. Rerun the command to resume."""
     steps: Index = 2_000
-    """Training steps."""
+    """Number of training steps."""
     batch_size: UpTo1M = 64
-    """Sounds in one step."""
+    """Sounds per step."""
     data: flags.AudioDataConfig = field(default_factory=flags.AudioDataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     optimizer: flags.OptimizerConfig = field(

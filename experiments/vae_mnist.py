@@ -1,7 +1,17 @@
-"""A variational autoencoder on images: python -m experiments.vae_mnist --optimizer.learning-rate 3e-4
+"""A variational autoencoder of images: python -m experiments.vae_mnist --optimizer.learning-rate 3e-4
 
-By default the model of Burda et al. 2015 with one stochastic layer (784-200-200-50) on dynamically binarised MNIST, so
-that its test likelihood can stand beside their Table 1.
+Default: the model of Burda et al. 2015 with one stochastic layer (784-200-200-50) on dynamically binarized MNIST, so
+that its test likelihood compares with their Table 1.
+
+Configurations, as an optional first word:
+  burda-1layer-k1       their protocol for one stochastic layer: 1 importance sample, the evidence lower bound
+  burda-1layer-k5       the same with 5 importance samples (IWAE)
+  burda-1layer-k50      the same with 50 importance samples
+  burda-1layer-k50-dreg the same with 50 importance samples and the gradient of Tucker et al. 2019
+  burda-2layer-k1       two stochastic layers of 100 and 50 latents: 1 importance sample
+  burda-2layer-k5       two stochastic layers: 5 importance samples
+  burda-2layer-k50      two stochastic layers: 50 importance samples
+  flax                  sizes and length of the example of flax, on MNIST binarized once
 """
 
 import math
@@ -37,35 +47,36 @@ class ModelConfig:
     """The autoencoder."""
 
     network: Literal["mlp", "conv"] = "mlp"
-    """Kind of encoder and decoder."""
+    """Architecture of encoder and decoder."""
     hidden: Widths = (200,)
-    """Width of the hidden layers of each network, from the data upwards: one number for each stochastic layer."""
+    """Width of the hidden layers, one number per stochastic layer, from the data upwards."""
     depth: Annotated[int, Meta(ge=0, le=128)] = 2
-    """Hidden layers of each network (of mlp)."""
+    """Number of hidden layers of each network (of mlp)."""
     latents: Widths = (50,)
-    """Latent dimensions of each stochastic layer, from the data upwards."""
+    """Latent dimensions, one number per stochastic layer, from the data upwards."""
     likelihood: Literal["bernoulli", "normal", "discretized_logistic"] | None = None
-    """p(x | z) of each pixel (default: bernoulli of binarized pixels, discretized_logistic of others)."""
+    """Likelihood p(x | z) of a pixel (default: bernoulli of binarized pixels, discretized_logistic of others)."""
     conditional: bool = False
-    """Give encoder and decoder the label."""
+    """Condition encoder and decoder on the label."""
     num_samples: UpTo10k = 1
-    """Importance samples in training: 1 is the evidence lower bound, more is IWAE."""
+    """Number of importance samples in training: 1 is the evidence lower bound, more are IWAE."""
     doubly_reparameterized: bool = False
-    """IWAE's encoder gradient as in DReG."""
+    """Doubly reparameterized gradient of the encoder (DReG, Tucker et al. 2019)."""
     resampled: bool = False
-    """IWAE's gradient through one of an image's samples, drawn by its weight: of 50, half the time, and more noise."""
+    """Gradient through one importance sample per image, drawn by its weight: half the time at 50 samples, and more
+    noise."""
     early_samples: UpTo10k = 1
-    """Importance samples in the first steps: fewer are cheaper, and leave networks that more can go on with."""
+    """Number of importance samples in the first --model.early-steps, to save time."""
     early_steps: Index = 0
-    """How many steps those are; of several seeds they cost as much as the others."""
+    """Number of steps with --model.early-samples; with several seeds they save no time."""
     beta: NonNegative = 1.0
-    """Weight of the KL."""
+    """Weight of the KL divergence."""
     warmup_steps: Index = 0
-    """Steps over which that weight grows from 0."""
+    """Number of steps over which the weight of the KL grows from 0."""
     free_bits: NonNegative = 0.0
-    """Nats of KL per latent dimension that cost nothing."""
+    """Nats of KL per latent dimension without cost."""
     total_correlation: NonNegative = 1.0
-    """Weight within the KL of what makes latents depend on each other: above 1 is beta-TCVAE."""
+    """Weight of the total correlation within the KL; above 1 is beta-TCVAE (Chen et al. 2018)."""
 
 
 @dataclass(frozen=True)
@@ -73,10 +84,10 @@ class EvaluateConfig(flags.ImageEvaluateConfig):
     """What is measured at the end, and by `python -m jaxgen evaluate`."""
 
     nll_samples: Annotated[int, Meta(ge=1, le=100_000)] = 500
-    """Importance samples per test image for its negative log-likelihood; published tables use 5000."""
+    """Number of importance samples per test image for the negative log-likelihood; published tables use 5000."""
     disentanglement: Annotated[int, Meta(ge=100, le=1_000_000)] | None = 1_000
-    """Test images on which predictors of the factors are trained, as many to test them, where the data have known
-    factors (needs scikit-learn); None: no scores of disentanglement."""
+    """Number of images each to train and to test the predictors of known factors (needs scikit-learn). None skips these
+    scores."""
 
 
 @dataclass(frozen=True)
@@ -84,11 +95,11 @@ class SampleConfig(flags.SampleConfig):
     """How samples are drawn, here and by `python -m jaxgen sample`."""
 
     label: Index | None = None
-    """Class to draw, of a conditional model."""
+    """Class to draw, of a conditional model (default: all classes)."""
     temperature: NonNegative = 1.0
     """Standard deviation of the latents."""
     draw: bool = False
-    """Draw the pixels too, instead of showing their mean."""
+    """Sample the pixels, instead of showing their means."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +109,7 @@ class Config(flags.Config):
     workdir: Path = Path("runs/vae_mnist")
     """Run folder. Its default name ends in what other flags change. Rerun the command to resume."""
     steps: Index = 6_000
-    """Training steps."""
+    """Number of training steps."""
     data: flags.ImageDataConfig = field(default_factory=flags.ImageDataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)

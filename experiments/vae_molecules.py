@@ -1,7 +1,7 @@
 """A variational autoencoder of molecules, with latents to search in: python -m experiments.vae_molecules
 
-Convolutions read a molecule (Gomez-Bombarelli et al. 2018), a Transformer writes it (Bowman et al. 2016); afterwards
-python -m jaxgen sample RUN --near "CC(=O)Oc1ccccc1C(=O)O" --out near.csv.
+A convolutional encoder (Gomez-Bombarelli et al. 2018) and a Transformer as decoder (Bowman et al. 2016). After
+training: python -m jaxgen sample RUN --near "CC(=O)Oc1ccccc1C(=O)O" --out near.csv
 """
 
 from collections.abc import Callable
@@ -47,21 +47,21 @@ class ModelConfig:
     latents: Width = 32
     """Latent dimensions."""
     width: Width = 128
-    """Features of a token, in encoder and decoder."""
+    """Number of features of a token, in encoder and decoder."""
     convolutions: Depth = 3
-    """Of the encoder."""
+    """Number of convolutions of the encoder."""
     layers: Depth = 2
-    """Blocks of attention and perceptron of the decoder."""
+    """Number of Transformer blocks of the decoder."""
     heads: UpTo1k = 4
-    """Of attention."""
+    """Number of attention heads."""
     context: Count | None = None
-    """Tokens before it that a token of the decoder can see, by default all; fewer leave more to the latents."""
+    """Number of preceding tokens that the decoder sees (default: all); fewer tokens keep the latents informative."""
     beta: NonNegative = 1.0
-    """Weight of the KL."""
+    """Weight of the KL divergence."""
     warmup_steps: Index = 600
-    """Steps over which that weight grows from 0."""
+    """Number of steps over which the weight of the KL grows from 0."""
     free_bits: NonNegative = 0.25
-    """Nats of KL per latent dimension that cost nothing."""
+    """Nats of KL per latent dimension without cost."""
 
 
 @dataclass(frozen=True)
@@ -69,9 +69,9 @@ class EvaluateConfig(flags.EvaluateConfig):
     """What is measured at the end, and by `python -m jaxgen evaluate`."""
 
     num_samples: Annotated[int, Meta(ge=2, le=1_000_000)] = 1_000
-    """Molecules that are generated and measured."""
+    """Number of generated molecules to measure."""
     nll_samples: Annotated[int, Meta(ge=1, le=100_000)] = 20
-    """Importance samples per held-out molecule for its negative log-likelihood."""
+    """Number of importance samples per held-out molecule for the negative log-likelihood."""
 
 
 @dataclass(frozen=True)
@@ -79,11 +79,11 @@ class SampleConfig(flags.SampleConfig):
     """How samples are drawn, here and by `python -m jaxgen sample`."""
 
     near: str | None = None
-    """SMILES of a molecule: draw from where it lies among the latents, instead of from all of them."""
+    """SMILES of a molecule; samples are drawn around its latents."""
     temperature: NonNegative = 1.0
-    """Standard deviation of the latents, or of their distance from the one they are to be near to."""
+    """Standard deviation of the latents, or of their distance from --near."""
     draw: bool = True
-    """Draw the tokens too, instead of taking the most probable one each time, as is done for --near."""
+    """Sample the tokens too; otherwise, and with --near, the most probable ones."""
 
 
 @dataclass(frozen=True)
@@ -93,9 +93,9 @@ class Config(flags.Config):
     workdir: Path = Path("runs/vae_molecules")
     """Run folder. Its default name ends in what other flags change. Rerun the command to resume."""
     steps: Index = 1_000
-    """Training steps."""
+    """Number of training steps."""
     batch_size: UpTo1M = 64
-    """Molecules in one step."""
+    """Molecules per step."""
     data: flags.MoleculeDataConfig = field(default_factory=lambda: flags.MoleculeDataConfig(longest=30))
     model: ModelConfig = field(default_factory=ModelConfig)
     optimizer: flags.OptimizerConfig = field(
@@ -279,6 +279,7 @@ def experiment(model: VAE, store: Callable, words: Vocabulary, config: Config, s
             encode=means,
         ),
         unit="molecules",
+        out="molecules.csv",
     )
 
 

@@ -1,7 +1,11 @@
 """A WaveNet of sounds, a sample at a time: python -m experiments.wavenet_audio --data.name audio:~/recordings
 
-By default plucked strings, made here, conditional on their pitch (van den Oord et al. 2016): samples of 8-bit mu-law,
-8,000 of them a second. `spoken_digit` is of words, beside `spoken_digit_gru`, a recurrent network.
+Default: synthetic plucked strings, conditional on their pitch (van den Oord et al. 2016), in 8-bit mu-law at 8 kHz.
+
+Configurations, as an optional first word:
+  notes             a wider WaveNet of plucked strings, half an hour on two CPU cores
+  spoken_digit      spoken digits, a quarter of an hour on two CPU cores
+  spoken_digit_gru  the same data and time with a recurrent network
 """
 
 import math
@@ -41,25 +45,25 @@ class ModelConfig:
     """The network that predicts a sample."""
 
     network: Literal["wavenet", "gru"] = "wavenet"
-    """Dilated convolutions, or a recurrent network of two layers."""
+    """Architecture: dilated convolutions (wavenet), or two recurrent layers (gru)."""
     dilations: Annotated[int, Meta(ge=1, le=20)] = 5
-    """Layers in a stack, of dilation 1, 2, 4, ... (of wavenet)."""
+    """Number of layers per stack, of dilations 1, 2, 4, ... (of wavenet)."""
     stacks: Annotated[int, Meta(ge=1, le=16)] = 1
-    """Stacks of layers, one after another (of wavenet)."""
+    """Number of stacks of layers (of wavenet)."""
     first_kernel: Annotated[int, Meta(ge=1, le=4_096)] = 64
-    """Samples that the first layer sees (of wavenet)."""
+    """Kernel size of the first layer in samples (of wavenet)."""
     width: Width = 32
-    """Features of a layer."""
+    """Number of features of a layer."""
     skip: Width = 64
-    """Features of the sum of all layers (of wavenet)."""
+    """Number of features of the skip connections (of wavenet)."""
     dropout: Partial = 0.0
-    """Share of features dropped in training (of wavenet)."""
+    """Dropout rate (of wavenet)."""
     components: UpTo1k | None = None
-    """Logistics in a mixture over the 256 levels of a sample, instead of a logit for each."""
+    """Number of logistics in a mixture over the 256 levels (default: a logit for each level)."""
     conditional: bool = True
-    """Give the network the label, where there is one."""
+    """Condition the network on the label, if there are labels."""
     condition_dropout: Partial = 0.0
-    """Share of examples whose label is left out, for --guidance."""
+    """Share of examples trained without their label, for --guidance."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +71,7 @@ class EvaluateConfig(audio.EvaluateConfig):
     """What is measured at the end, and by `python -m jaxgen evaluate`."""
 
     temperature: NonNegative = 1.0
-    """Of the sounds that are measured."""
+    """Temperature of the sounds that are measured."""
 
 
 @dataclass(frozen=True)
@@ -75,13 +79,13 @@ class SampleConfig(flags.SampleConfig):
     """How sounds are drawn, here and by `python -m jaxgen sample`."""
 
     label: Index | None = None
-    """Class to draw; without, all of them in turn."""
+    """Class to draw (default: all classes in turn)."""
     seconds: Annotated[float, Meta(gt=0, le=3_600)] | None = None
-    """Length of a sound (default: as long as those of the data)."""
+    """Length of a sound in seconds (default: that of the data)."""
     guidance: NonNegative | None = None
-    """Weight of the difference that the label makes: above 1 more typical of it, 1 the model itself."""
+    """Guidance scale: 1 is the model itself, larger values strengthen the conditioning on --label."""
     temperature: NonNegative = 1.0
-    """Below 1 more probable samples, 0 the most probable one each time."""
+    """Temperature: below 1 favors probable samples, 0 takes the most probable one."""
 
 
 @dataclass(frozen=True)
@@ -91,9 +95,9 @@ class Config(flags.Config):
     workdir: Path = Path("runs/wavenet_audio")
     """Run folder. Its default name ends in what other flags change. Rerun the command to resume."""
     steps: Index = 1_500
-    """Training steps."""
+    """Number of training steps."""
     batch_size: UpTo1M = 4
-    """Sounds in one step."""
+    """Sounds per step."""
     data: flags.AudioDataConfig = field(default_factory=flags.AudioDataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     optimizer: flags.OptimizerConfig = field(

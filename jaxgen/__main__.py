@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 from jaxgen.commands import compare, data, evaluate, export, paths, replay, reproduce, sample
+from jaxgen.commands.flags import explain
 from jaxgen.errors import UserError
 from jaxgen.terminal import say
 
@@ -23,17 +24,23 @@ USAGE = """usage: python -m jaxgen COMMAND ...
   data prepare NAME --from DIR                            prepare a data set from its raw files, without a network
   data inception FILE.pth --out inception.npz             convert the published weights of FID's network, with PyTorch
 
-Each has a --help of its own, after its first word: python -m jaxgen sample RUN --help"""
+Each has a --help of its own: python -m jaxgen sample --help"""
 
+HELP = {"-h", "--help", "--help-all"}
 MAKERS = {"sample": (sample.Flags, sample.files_of)} | paths.MAKERS  # what `reproduce` can make again
 # Of a run folder; what follows it is the command's own, further folders too.
 ON_RUN = {"sample": sample.run, "export": export.run, "evaluate": evaluate.run} | paths.COMMANDS
 ON_RUN |= {"compare": compare.run, "replay": replay.run}
 ON_DATA = {"prepare": (data.prepare, "a data set's name"), "inception": (data.inception, "a file")}
+# The flags of each, and the word that comes before them.
+FLAGS = {command: ("RUN", kind) for command, (kind, _) in MAKERS.items()}
+FLAGS |= {"export": ("RUN", export.Export), "evaluate": ("RUN", evaluate.Evaluate), "compare": ("RUN", compare.Compare)}
+FLAGS |= {"replay": ("RUN", replay.Replay), "reproduce": ("FILE", reproduce.Flags)}
+FLAGS |= {"prepare": ("NAME", data.Prepare), "inception": ("FILE.pth", data.Inception)}
 
 
 def main(args: list[str]) -> None:
-    if not args or {"-h", "--help"} & set(args[: 3 if args[0] == "data" else 2]):
+    if not args or args[0] in HELP or (args[0] == "data" and set(args[1:2]) & HELP):
         say(USAGE)
         return
     names = [*ON_RUN, "reproduce", "data"]
@@ -44,6 +51,8 @@ def main(args: list[str]) -> None:
         raise UserError(f"data wants to know what to do: {' or '.join(ON_DATA)}\n{USAGE}")
     command, *rest = args[1:] if args[0] == "data" else args
     what = "a file" if command == "reproduce" else ON_DATA[command][1] if command in ON_DATA else "a run folder"
+    if rest and rest[0] in HELP:
+        explain(f"data {command}" if command in ON_DATA else command, *FLAGS[command])
     if not rest or rest[0].startswith("-"):
         raise UserError(f"{command} needs {what} as its first word\n{USAGE}")
     if command in ON_DATA:

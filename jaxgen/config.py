@@ -24,24 +24,27 @@ class DataConfig:
     """Which data, and where they lie."""
 
     name: str = "mnist"
-    """A data set by name, or folder:PATH for your own images."""
+    """Name of the data set, or folder:PATH for your own images."""
     dir: Path | None = None
-    """Folder of prepared tensorflow-datasets (default: the one that tensorflow-datasets itself uses)."""
+    """Folder of prepared data sets (default: that of tensorflow-datasets)."""
     strict: bool = False
-    """Stop where the data set cannot be had, instead of training on one that needs no network."""
+    """Stop if the data set is not available, instead of training on one that needs no network."""
     validation: Annotated[float, Meta(ge=0, le=0.5)] = 0.1
-    """Share of the training examples held out for validation, 0 to 0.5: curves, warnings and the best checkpoint come
-    from them. With 0 a part of the training data is evaluated instead, and no best checkpoint is kept. A data set with
-    a validation split of its own (binarized_mnist) keeps that one, and this flag does not apply."""
+    """Share of the training examples held out for validation, 0 to 0.5; data sets with a validation split of their own
+    keep it. Curves, warnings and the best checkpoint come from validation data. With 0 a part of the training data is
+    evaluated instead, and no best checkpoint is kept."""
 
 
 @dataclass(frozen=True)
 class ImageDataConfig(DataConfig):
     """Which images."""
 
+    name: str = "mnist"
+    """Name of the data set: mnist, fashion_mnist, binarized_mnist, mnist_5k (5,000 digits, no download), sprites
+    (synthetic), any other prepared image data set of tensorflow-datasets, or folder:PATH for your own images."""
     binarization: Literal["dynamic", "fixed", "none"] | None = None
-    """Pixels drawn anew at each step, drawn once, or left as they are (default: dynamic for grey data sets, none for
-    color and for folder:PATH)."""
+    """Treatment of gray levels: dynamic (pixels sampled anew at each step), fixed (sampled once) or none (default:
+    dynamic for gray data sets, none for color and for folder:PATH)."""
     image_size: Annotated[int, Meta(ge=1, le=4_096)] | None = None
     """Height and width of the images in pixels: their center square is resized."""
     background: str = "white"
@@ -65,11 +68,12 @@ class TextDataConfig(DataConfig):
     """Which text."""
 
     name: str = "tiny_shakespeare"
-    """tiny_shakespeare, python_source (Python's own code), or text:PATH for a file or folder of yours."""
+    """Name of the data set: tiny_shakespeare, python_source (Python's own code), or text:PATH for your own file or
+    folder."""
     vocabulary: Literal["characters", "bytes", "bpe"] = "characters"
-    """What a token is: a character of the text, a byte, or byte pairs often written together."""
+    """Kind of token: characters, bytes, or bpe (frequent byte pairs)."""
     vocabulary_size: Annotated[int, Meta(ge=256, le=65_536)] = 1024
-    """How many tokens bpe learns, the 256 bytes among them."""
+    """Number of tokens of bpe, including the 256 bytes."""
     column: str | None = None
     """Column of texts in a table of text:PATH (CSV, TSV, JSON lines, or Parquet with the package pyarrow)."""
 
@@ -92,13 +96,15 @@ class AudioDataConfig(DataConfig):
     """Which sounds."""
 
     name: str = "notes"
-    """notes (plucked strings, made here), spoken_digit, or audio:PATH for a folder of your WAV and FLAC files."""
+    """Name of the data set: notes (synthetic plucked strings), spoken_digit, or audio:PATH for your own folder of WAV
+    and FLAC files."""
     sample_rate: Annotated[int, Meta(ge=1_000, le=192_000)] = 8_000
-    """Samples per second, to which recordings are converted."""
+    """Sample rate in hertz; recordings are resampled."""
     seconds: Annotated[float, Meta(gt=0, le=60)] | None = None
-    """Of an example: what is longer is cut, what is shorter ends in silence (notes: 0.256, digits: 0.64, yours: 1)."""
+    """Length of an example in seconds: longer ones are cut, shorter ones padded with silence (default: notes 0.256,
+    spoken_digit 0.64, audio:PATH 1)."""
     joint: bool = False
-    """Label by pitch and brightness, or digit and speaker, instead of the first alone."""
+    """Label by pitch and brightness, or by digit and speaker, instead of the first alone."""
     channel: str = "mix"
     """Channel of recordings in audio:PATH: mix (the mean of all), left, right, or a number from 1."""
 
@@ -121,13 +127,13 @@ class MoleculeDataConfig(DataConfig):
     """Which molecules."""
 
     name: str = "nci"
-    """nci (5,000 that lie inside RDKit), qm9, zinc250k, or smiles:PATH for a file of yours."""
+    """Name of the data set: nci (5,000 molecules from RDKit), qm9, zinc250k, or smiles:PATH for your own file."""
     representation: Literal["smiles", "selfies"] = "smiles"
-    """How they are written; no SELFIES is invalid."""
+    """Notation of molecules; every SELFIES string is a valid molecule."""
     spellings: Annotated[int, Meta(ge=0, le=100)] = 0
-    """Randomised SMILES of each training molecule that are trained on too."""
+    """Number of additional randomized SMILES per training molecule."""
     longest: UpTo10k | None = None
-    """Leave out molecules of more tokens than so many."""
+    """Largest number of tokens of a molecule; longer ones are left out."""
     column: str | None = None
     """Name or number (from 1) of the column of SMILES in smiles:PATH (default: the one that RDKit can read)."""
     largest_fragment: bool = False
@@ -149,32 +155,38 @@ class MoleculeDataConfig(DataConfig):
 
 
 @dataclass(frozen=True)
+class ModelConfig:
+    """Networks and loss: options of a family."""
+
+
+@dataclass(frozen=True)
 class OptimizerConfig:
     """The optimiser and its schedule."""
 
     name: Literal["adam", "muon"] = "adam"
-    """Adam (Kingma & Ba 2015), or for kernels Muon (Jordan et al. 2024), whose steps get further and cost more."""
+    """Optimizer: Adam (Kingma & Ba 2015), or Muon (Jordan et al. 2024) for kernels, which needs fewer but costlier
+    steps."""
     learning_rate: Positive = 1e-3
-    """Step size at its highest."""
+    """Peak learning rate."""
     schedule: Literal["constant", "cosine"] = "cosine"
-    """How the step size goes on: as it is, or along half a cosine down to 0 at the last step."""
+    """Learning-rate schedule after the warmup: constant, or a cosine decay to --optimizer.final-rate."""
     warmup_steps: Index = 0
-    """Steps over which it rises linearly from 0."""
+    """Number of steps of linear warmup from 0."""
     b1: Partial = 0.9
-    """Decay of the first moment."""
+    """Decay rate of the first moment."""
     b2: Partial = 0.999
-    """Decay of the second moment."""
+    """Decay rate of the second moment."""
     epsilon: Positive = 1e-8
-    """Added to the root of the second moment."""
+    """Constant added to the root of the second moment."""
     final_rate: Share = 0.0
-    """Where the cosine ends, as a share of the highest step size."""
+    """Final learning rate of the cosine, as a share of the peak."""
     weight_decay: NonNegative = 0.0
-    """Share of each kernel and embedding that a step of size 1 takes away (AdamW, Loshchilov & Hutter 2019)."""
+    """Decoupled weight decay of kernels and embeddings (AdamW, Loshchilov & Hutter 2019)."""
     clip_norm: Positive | None = None
-    """Largest norm of a gradient; a longer one is scaled down to it."""
+    """Largest global norm of a gradient; larger gradients are scaled down."""
     ema_decay: Partial | None = None
-    """Decay of the moving average of the parameters that evaluation and sampling use; lower in the first steps t:
-    (1 + t) / (10 + t)."""
+    """Decay of the moving average of the parameters used in evaluation and sampling, at most (1 + t) / (10 + t) at step
+    t."""
     noise_multiplier: NonNegative | None = None
     """Differentially private training (DP-SGD, Abadi et al. 2016): standard deviation of the noise on the sum of the
     examples' gradients, in units of --optimizer.example-norm. The noise comes from the operating system, not from
@@ -237,39 +249,39 @@ class RunConfig:
     """How a run is watched and kept. None of it changes what is trained."""
 
     log_every: Count = 500
-    """Steps between two lines of metrics."""
+    """Steps between two log lines."""
     evaluate_every: Count = 2_000
-    """Steps between two evaluations on validation data, with pictures."""
+    """Steps between two evaluations on validation data."""
     checkpoint_every: Count = 2_000
     """Steps between two checkpoints."""
     keep: Count = 2
-    """Checkpoints that stay, beside the one with the lowest validation loss."""
+    """Number of newest checkpoints to keep, besides the one of the lowest validation loss."""
     synchronous: bool = False
-    """Wait until each checkpoint is written, instead of training on meanwhile."""
+    """Wait until each checkpoint is written, instead of training meanwhile."""
     guard: bool = True
-    """Leave out steps whose loss or gradient is not finite."""
+    """Skip steps whose loss or gradient is not finite."""
     max_bad_steps: Count = 20
-    """Such steps in a row after which the run stops."""
+    """Number of consecutive skipped steps after which the run stops."""
     overwrite: bool = False
-    """Start afresh: delete what an earlier run left in the folder."""
+    """Start afresh: delete the earlier run in the folder."""
     chunk: UpTo10k = 50
-    """Most steps in one dispatch to the device."""
+    """Largest number of steps per dispatch to the device."""
     sharding: Literal["replicated", "fsdp"] = "replicated"
-    """Parameters and optimiser state on every device, or split over them."""
+    """Placement of parameters and optimizer state: replicated on every device, or split over the devices (fsdp)."""
     parallel: Literal["jit", "pmap", "shard_map"] = "jit"
-    """Who splits the work over devices: the compiler, or a map over the parts of the batch."""
+    """Method of data parallelism: the compiler's (jit), or an explicit map over parts of the batch."""
     accumulate: Width = 1
-    """Parts of a batch whose gradients are computed one after another: the same step in less memory."""
+    """Number of parts into which a batch is split to save memory; gradients are accumulated."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of the networks' arithmetic; parameters, losses and the optimiser stay float32."""
+    """Type of the arithmetic in the networks; parameters, losses and optimizer state are always float32."""
     remat: bool = False
-    """Compute activations again in the backward pass instead of keeping them: less memory, more time."""
+    """Recompute activations in the backward pass to save memory."""
     coordinator: str | None = None
-    """HOST:PORT of process 0, where several processes are not found by JAX itself (as Slurm's and Open MPI's are)."""
+    """Address HOST:PORT of process 0, for several processes outside of Slurm, Open MPI and TPU pods."""
     num_processes: Count | None = None
-    """How many processes make this run; 1 keeps it alone in any case."""
+    """Number of processes of the run; 1 ignores any cluster."""
     process_id: Index | None = None
-    """Which of them this is, from 0."""
+    """Index of this process, from 0."""
     start_timeout: Count = 60
     """Seconds to wait at the start for the other processes."""
 
@@ -307,18 +319,19 @@ class Config:
     workdir: Path = Path("runs/experiment")
     """Run folder. Its default name ends in what other flags change. Rerun the command to resume."""
     seed: Seed = 0
-    """Seed of all that is random (parameters, order of the data, noise), but for the noise of private training."""
+    """Seed of parameters, order of the data and noise, except the noise of private training."""
     seeds: UpTo1k = 1
-    """Train so many at once, of the seeds from --seed on; figures are then their mean and standard deviation."""
+    """Number of models trained at once, with seeds from --seed on; figures are their means and standard deviations."""
     steps: Index = 10_000
-    """Training steps."""
+    """Number of training steps."""
     batch_size: UpTo1M = 128
-    """Examples in one step."""
+    """Examples per step."""
+    model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
-    run: RunConfig = field(default_factory=RunConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     sample: SampleConfig = field(default_factory=SampleConfig)
+    run: RunConfig = field(default_factory=RunConfig)
 
 
 def check_condition(conditional: bool, label: int | None, spec: Spec) -> None:

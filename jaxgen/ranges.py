@@ -5,8 +5,10 @@ integers fit the arrays they end up in, sizes the memory, and not-a-number and i
 """
 
 import re
-from dataclasses import fields, is_dataclass
-from typing import Annotated, Any, get_args, get_type_hints
+from collections.abc import Iterator
+from dataclasses import is_dataclass
+from functools import reduce
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 import msgspec
 from msgspec import Meta
@@ -42,25 +44,35 @@ Probability = Annotated[float, Meta(gt=0, le=1)]
 WORDS = {">=": "at least", ">": "a number above", "<=": "at most", "<": "a number below"}
 
 
-def check(config: Any, prefix: str = "", *, flat: bool = False) -> None:
-    """Raises UserError for the first field of a dataclass, and of the dataclasses in it, that is out of its range.
+def walk(kind: type, prefix: str = "", *, flat: bool = False) -> Iterator[tuple[tuple[str, ...], str, Any]]:
+    """(path, flag, type) of every field of a dataclass, and of the dataclasses in it.
 
     Args:
-      config: an instance of a dataclass.
+      kind: the dataclass.
       prefix: what comes before a field's name in its flag, such as "model.".
       flat: the flags of the dataclasses in it have no prefix of their own.
     """
-    kinds = get_type_hints(type(config), include_extras=True)
-    for field in fields(config):
-        flag, value, kind = prefix + field.name.replace("_", "-"), getattr(config, field.name), kinds[field.name]
-        if is_dataclass(value):
-            check(value, prefix if flat else f"{flag}.")
-            continue
+    for name, hint in get_type_hints(kind, include_extras=True).items():
+        extras = get_args(hint)[1:] if get_origin(hint) is Annotated else ()
+        inner = get_args(hint)[0] if extras else hint
+        renamed = (extra.name for extra in extras if getattr(extra, "name", None))  # tyro.conf.arg(name=...)
+        flag = prefix + next(renamed, name.replace("_", "-"))
+        if is_dataclass(inner):
+            below = walk(inner, prefix if flat else f"{flag}.")
+            yield from (((name, *path), *rest) for path, *rest in below)
+        else:
+            yield (name,), flag, hint
+
+
+def check(config: Any, *, flat: bool = False) -> None:
+    """Raises UserError for the first field of a dataclass, and of the dataclasses in it, that is out of its range."""
+    for path, flag, hint in walk(type(config), flat=flat):
+        value = reduce(getattr, path, config)
         try:
-            msgspec.convert(value, kind)
+            msgspec.convert(value, hint)
         except msgspec.ValidationError as error:
             shown = " ".join(map(str, value)) if isinstance(value, tuple) else value
-            none = ", or None" if type(None) in get_args(kind) else ""
+            none = ", or None" if type(None) in get_args(hint) else ""
             raise UserError(f"--{flag} {shown}".rstrip() + f": expected {_expected(str(error))}{none}") from None
 
 

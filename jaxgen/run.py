@@ -26,7 +26,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from jaxgen import cli, folder, log, parallel, privacy, processes, report, signals
+from jaxgen import cli, folder, log, parallel, privacy, processes, report, signals, terminal
 from jaxgen.card import card
 from jaxgen.checkpoint import Checkpoints, restore
 from jaxgen.config import Config, check
@@ -55,6 +55,7 @@ from jaxgen.train import Hook, Progress, train
 from jaxgen.types import Batch, Params, TrainState
 
 REPLAY = "replay.json"
+BRIEF = {"optimizer": ("learning_rate",), "evaluate": (), "sample": (), "run": ("overwrite",)}  # of the short help
 LARGEST = "the largest array of the state is"
 
 
@@ -92,9 +93,8 @@ def parse(name: str, doc: str, default: Config, named: Mapping[str, Config], arg
             hint = f"; did you mean {close[0]}?" if close else ""
             raise UserError(f"no configuration named {args[0]!r}: {name} has {', '.join(named) or 'none'}{hint}")
         default, program, args = named[args[0]], f"{program} {args[0]}", args[1:]
-    if named:
-        doc += "\nNamed configurations, as an optional first word: " + ", ".join(named)
-    config = cli.parse(type(default), args, program=program, default=default, description=doc)
+    doc = f"{doc.rstrip()}\n\n--help-all also lists the flags of the optimizer, the run, evaluation and sampling."
+    config = cli.parse(type(default), args, program=program, default=default, description=doc, brief=BRIEF)
     named_by_user = any(word.partition("=")[0] == "--workdir" for word in args)
     return config if named_by_user else replace(config, workdir=folder.default_workdir(default, config))
 
@@ -102,8 +102,16 @@ def parse(name: str, doc: str, default: Config, named: Mapping[str, Config], arg
 @contextmanager
 def errors_in_one_line() -> Iterator[None]:
     """Ends the program with one line on stderr where the user can mend what is wrong, and with no traceback."""
+    with terminal.outputs(), _errors():
+        yield
+
+
+@contextmanager
+def _errors() -> Iterator[None]:
     try:
         yield
+    except BrokenPipeError:
+        raise
     except (UserError, OSError) as error:
         full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
         advice = "; make room, then the same command goes on" if full else ""

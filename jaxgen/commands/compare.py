@@ -17,9 +17,9 @@ class Compare:
     """Settings that differ, figures, curves and samples of several runs, side by side."""
 
     others: tyro.conf.Positional[tuple[Path, ...]] = ()
-    """Further run folders, of whatever experiments, finished or not."""
+    """Further run folders, of any experiment, finished or not."""
     out: Path = Path("comparison.html")
-    """The page to write."""
+    """Page to write."""
 
 
 def run(directory: Path, args: list[str]) -> None:

@@ -15,9 +15,9 @@ class Prepare:
     """Prepare a data set from its raw files, whose checksums are verified."""
 
     raw_dir: Annotated[Path, tyro.conf.arg(name="from")]
-    """Folder of the raw files, as their publisher names them."""
+    """Folder of the raw files, under their published names."""
     data_dir: Annotated[Path | None, tyro.conf.arg(name="dir")] = None
-    """Where prepared data sets lie (default: the folder that tensorflow-datasets itself uses)."""
+    """Folder of prepared data sets (default: that of tensorflow-datasets)."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Inception:
     """Convert the published weights of FID's Inception network, a file of PyTorch's, for --inception."""
 
     out: Path = Path("inception.npz")
-    """The file to write."""
+    """File to write."""
 
 
 def prepare(name: str, args: list[str]) -> None:

@@ -17,11 +17,11 @@ class Export:
     """Write the trained sampler as a file that needs JAX alone, and its weights beside it."""
 
     out: Path = Path("sampler.jaxexport")
-    """The sampler's file; the weights go beside it, with the suffix .safetensors."""
+    """File of the sampler; the weights go beside it, with the suffix .safetensors."""
     num: UpTo1M | None = None
-    """Make it draw just so many samples a call, where a model cannot be traced for any number."""
+    """Fixed number of samples per call, for models that cannot be traced for any number."""
     member: Index = 0
-    """Which model, of a run that trained several --seeds."""
+    """Index of the model, of a run with several --seeds."""
     checkpoint: str = "latest"
     """Checkpoint to use: latest, best (of the lowest held-out loss) or a step."""
 

@@ -30,6 +30,12 @@ def parse(own: type, options: Any, program: str, args: list[str]) -> tuple[Any, 
     return flags.own, flags.options
 
 
+def explain(command: str, what: str, kind: type) -> None:
+    """Print the help of a command without the first word that it needs."""
+    more = " A run folder before --help adds the flags of its experiment." * (what == "RUN")
+    cli.parse(kind, ["--help"], program=f"python -m jaxgen {command} {what}", description=f"{kind.__doc__}{more}")
+
+
 def confirmed(named: Any, typed: Any, where: Where, flag: str, directory: Path) -> Any:
     """What was typed, or what the run folder names if that is trusted.
 

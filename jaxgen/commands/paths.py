@@ -27,15 +27,15 @@ class Flags:
     """What the three have in common."""
 
     steps: Annotated[int, Meta(ge=2, le=10_000)] = 10
-    """Stations of a path, its ends among them."""
+    """Number of points on a path, including its ends."""
     label: Index | None = None
-    """Class that all are given, of a conditional model (default: that of the example, or all in turn)."""
+    """Class of all samples, of a conditional model (default: that of the example, or all in turn)."""
     out: Path | None = None
-    """The file to write; one that ends in .gif or .webp is an animation, there and back."""
+    """File to write; a name that ends in .gif or .webp gives an animation."""
     seed: Seed = 0
-    """Of random latents."""
+    """Seed of random latents."""
     member: Index = 0
-    """Which model, of a run that trained several --seeds."""
+    """Index of the model, of a run with several --seeds."""
     checkpoint: str = "latest"
     """Checkpoint to use: latest, best (of the lowest held-out loss) or a step."""
 
@@ -45,9 +45,9 @@ class Interpolate(Flags):
     """Paths from random latents to others, or from held-out examples to others."""
 
     num: UpTo10k = 8
-    """Paths between random latents."""
+    """Number of paths between random latents."""
     examples: tuple[Index, ...] = ()
-    """Held-out examples by their number: a path from the first to the second, from the third to the fourth, ..."""
+    """Pairs of held-out examples, by number, as the ends of paths."""
 
 
 @dataclass(frozen=True)
@@ -55,11 +55,12 @@ class Traverse(Flags):
     """One latent dimension at a time, a row each, while the others stay as they are."""
 
     dims: tuple[Index, ...] = ()
-    """Which, counted from 0 (default: the ten that vary most over held-out examples; without an encoder the first)."""
+    """Latent dimensions, from 0 (default: the ten that vary most over held-out examples; without an encoder the first
+    ten)."""
     span: Positive = 3.0
-    """From so far below zero to as far above it."""
+    """Largest distance from zero, in both directions."""
     example: Index | None = None
-    """The held-out example that the others are of (default: random latents, or what most examples have)."""
+    """Number of the held-out example that fixes the other dimensions (default: the mean, or random latents)."""
 
 
 @dataclass(frozen=True)
@@ -67,13 +68,13 @@ class Arithmetic(Flags):
     """Held-out examples of one label, moved by the difference of the mean latents of two labels."""
 
     minus: Index = 0
-    """Label that is taken away."""
+    """Label to subtract."""
     plus: Index = 1
-    """Label that is added."""
+    """Label to add."""
     num: UpTo10k = 8
-    """Examples."""
+    """Number of examples."""
     scale: Finite = 1.0
-    """How far: 1 is the whole difference."""
+    """Multiple of the difference; 1 is the whole difference."""
 
 
 def interpolate(trained: Trained, own: Interpolate) -> Files:

@@ -23,7 +23,7 @@ class Flags(Where):
     run: Path | None = None
     """The run folder, if it no longer lies where the file says, or lies outside the working directory."""
     out: Path | None = None
-    """Where to write the new file (default: nowhere)."""
+    """File to write the reproduction to (default: none)."""
 
 
 def run(path: Path, args: list[str], makers: Mapping[str, tuple[type, Callable[[Trained, Any], Files]]]) -> None:

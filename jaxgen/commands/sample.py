@@ -14,14 +14,14 @@ class Flags:
     """Draw samples."""
 
     num: UpTo1M | None = None
-    """How many (default: 64, or 1 where samples are texts)."""
+    """Number of samples (default: 64, or 1 of texts)."""
     out: Path | None = None
-    """The file to write (default: samples.png, or .wav; texts and tables go to the terminal), or a folder for a file of
-    each."""
+    """File to write (default: samples.png or .wav; texts and tables are printed), or a folder for one file per
+    sample."""
     seed: Seed = 0
-    """The same seed gives the same samples."""
+    """Seed; the same seed gives the same samples."""
     member: Index = 0
-    """Which model, of a run that trained several --seeds."""
+    """Index of the model, of a run with several --seeds."""
     checkpoint: str = "latest"
     """Checkpoint to use: latest, best (of the lowest held-out loss) or a step."""
 
