@@ -65,7 +65,7 @@ def load_folder(name: str, *, image_size: int | None = None, background: str = "
         if layout.given:
             notes.append(f"without a folder for testing, {is_test.sum():,} pictures for training are for testing")
     known = {digests[place] for place in splits["train"]}
-    for split in splits.keys() - {"train"}:
+    for split in [split for split in splits if split != "train"]:
         places = splits[split]
         if copies := sum(digests[place] in known for place in places):
             notes.append(f"{copies:,} of {len(places):,} pictures for {split} are also in the split for training")
