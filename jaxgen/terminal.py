@@ -1,4 +1,4 @@
-"""Output: text reaches a terminal as text, even one that lacks characters or loses its reader. Only this file prints."""
+"""The one place that prints: text from files, data and users reaches the terminal as text, never as commands."""
 
 import codecs
 import os
