@@ -24,7 +24,7 @@ from jaxgen.files import write_atomically
 from jaxgen.networks.conv import Classifier as Network
 from jaxgen.step import init_state, make_step, scan_steps
 from jaxgen.train import train
-from jaxgen.types import Aux, Batch, Key, Model, Objective, Params
+from jaxgen.types import Aux, Batch, Key, Model, Objective, Params, Step
 
 SHIFT = 2  # pixels by which a training image may be moved
 VERSION = 1  # of the network and its training: counts up where either changes, so that what was kept is not used
@@ -133,7 +133,7 @@ def _train(network: Network, arrays: Arrays, seed: int, steps: int, batch_size: 
         _, logits = network.apply({"params": params["classifier"]}, to_unit(batch["image"]))
         return {"loss": optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])}
 
-    def loss(params: Params, batch: Batch, key: Key) -> tuple[jax.Array, Aux]:
+    def loss(params: Params, batch: Batch, key: Key, step: Step) -> tuple[jax.Array, Aux]:
         shifted = batch | {"image": jax.vmap(_shifted)(batch["image"], jax.random.split(key, len(batch["image"])))}
         value = evaluate(params, shifted, key)["loss"].mean()
         return value, Aux({"loss": value})
