@@ -306,7 +306,7 @@ def config_of(path, **options) -> vae_mnist.Config:
 def state_of(config, *, most=None):
     """The newest state of a run, and its compiled steps and batches."""
     data = vae_mnist.load(config)
-    experiment = vae_mnist.build(config, data.spec)
+    experiment = built(vae_mnist.build, config, data.spec)
     mesh = parallel.make_mesh()
     template = abstract_state(config, experiment.model, data.spec, mesh)
     make = partial(make_step, experiment.model, ema_decay=0.9, guard=True)
@@ -428,7 +428,7 @@ def test_a_private_model_starts_without_the_data(tmp_path):
     biases = []
     for optimizer in (OPTIMIZER, flags.OptimizerConfig()):
         config = config_of(tmp_path, optimizer=optimizer)
-        experiment = vae_mnist.build(config, data.spec)
+        experiment = built(vae_mnist.build, config, data.spec)
         template = abstract_state(config, experiment.model, data.spec, parallel.make_mesh())
         for test in (data, replace(data, train={"image": 255 - data.train["image"], "label": data.train["label"]})):
             params = initial_state(config, experiment, test, template).params
