@@ -47,19 +47,20 @@ from jaxgen.data import load_images
 from jaxgen.data.decode import from_signed, to_signed, to_uint8, to_unit
 from jaxgen.data.source import batch_indices, gather
 from jaxgen.data.vocabulary import vocabulary
-from jaxgen.distributions import bernoulli
+from jaxgen.emissions import bernoulli
 from jaxgen.errors import UserError
 from jaxgen.evaluate import importance_weighted_nll
 from jaxgen.experiment import initializer
 from jaxgen.folder import cores, device, versions
 from jaxgen.guard import Guard
 from jaxgen.models.gan import gan, non_saturating
-from jaxgen.models.vae import vae
+from jaxgen.models.vae import independent, vae
 from jaxgen.networks import conv, convolution, dcgan
 from jaxgen.networks.mlp import MLP
 from jaxgen.run import chunk
 from jaxgen.step import init_state, make_step, over_seeds, scan_steps
 from jaxgen.train import Hook, Progress, train
+from jaxgen.types import Codec
 
 RESULTS = Path(__file__).with_name("benchmarks.jsonl")
 PICTURE = Path(__file__).with_name("benchmarks.svg")
@@ -78,11 +79,9 @@ def mlp_vae(hidden: tuple[int, ...], latents: int, activation: Callable = nn.rel
     shape = (28, 28, 1)
     return vae(
         encoders=[MLP(hidden, (2 * latents,), event=3, activation=activation)],
-        decoders=[MLP(hidden, shape, activation=activation)],
+        decoder=independent(MLP(hidden, shape, activation=activation), bernoulli()),
         latents=[latents],
-        likelihood=bernoulli(),
-        observe=observe,
-        store=to_uint8,
+        codec=Codec(observe, to_uint8),
         optimizer=optax.adam(1e-3),
     )
 
@@ -248,11 +247,9 @@ def benchmark_conv(turns: int = 5, steps: int = 20, batch_size: int = 64) -> Com
     def make(down: type, up: type):
         model = vae(
             encoders=[conv.Encoder(64, conv=down)],
-            decoders=[conv.Decoder((28, 28, 1), conv_transpose=up)],
+            decoder=independent(conv.Decoder((28, 28, 1), conv_transpose=up), bernoulli()),
             latents=[32],
-            likelihood=bernoulli(),
-            observe=observe,
-            store=to_uint8,
+            codec=Codec(observe, to_uint8),
             optimizer=optax.adam(1e-3),
         )
         return make_step(model), init_state(model, jax.random.key(0), {"image": chunk["image"][0]})
@@ -284,8 +281,7 @@ def deep_gan():
         discriminator=dcgan.Discriminator(width=64),
         latents=100,
         loss=non_saturating(),
-        observe=lambda batch: to_signed(batch["image"]),
-        store=from_signed,
+        codec=Codec(lambda batch, key: to_signed(batch["image"]), from_signed),
         generator_optimizer=optax.adam(2e-4, b1=0.5),
         discriminator_optimizer=optax.adam(2e-4, b1=0.5),
     )

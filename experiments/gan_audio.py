@@ -30,6 +30,7 @@ from jaxgen.networks.conv1d import Discriminator, Generator
 from jaxgen.networks.norm import Kind
 from jaxgen.ranges import Index, Positive, UpTo1M, Width
 from jaxgen.run import main
+from jaxgen.types import Codec
 
 
 @dataclass(frozen=True)
@@ -107,8 +108,7 @@ def build(config: Config, spec: Spec) -> Experiment:
         discriminator=Discriminator(phase_shuffle=options.phase_shuffle, **common),
         **game(config, options),
         latents=options.latents,
-        observe=lambda batch: to_wave(batch["audio"])[..., None],
-        store=lambda wave: from_wave(wave[..., 0]),
+        codec=Codec(lambda batch, key: to_wave(batch["audio"])[..., None], lambda wave: from_wave(wave[..., 0])),
         num_classes=len(spec.classes) if conditional else 0,
     )
     return experiment(model, config, spec, conditional)

@@ -37,6 +37,7 @@ from jaxgen.networks.norm import Kind
 from jaxgen.ranges import Index, NonNegative, Positive, UpTo1k, UpTo1M, UpTo10k, Width
 from jaxgen.report import grid
 from jaxgen.run import main
+from jaxgen.types import Codec
 
 
 @dataclass(frozen=True)
@@ -210,8 +211,7 @@ def model_of(config: Config, spec: Spec) -> GAN:
         **game(config, options),
         latents=options.latents,
         prior=options.prior,
-        observe=lambda batch: to_signed(batch["image"]),
-        store=from_signed,
+        codec=Codec(lambda batch, key: to_signed(batch["image"]), from_signed),
         num_classes=len(spec.classes) if options.conditional else 0,  # none without labels
         augment=diff_augment(options.augment) if options.augment else None,
         augment_target=options.augment_target,
@@ -229,7 +229,7 @@ def game(config: flags.Config, options: GameConfig) -> dict:
         c = options.lazy / (options.lazy + extra)
         critic = replace(critic, learning_rate=critic.learning_rate * c, b1=critic.b1**c, b2=critic.b2**c)
     return {
-        "loss": getattr(gans, options.loss)(),
+        "loss": LOSSES[options.loss],
         "penalties": penalties,
         "generator_optimizer": config.optimizer.build(config.steps // options.n_critic),
         "discriminator_optimizer": critic.build(config.steps + extra * (config.steps // options.lazy)),
@@ -240,6 +240,14 @@ def game(config: flags.Config, options: GameConfig) -> dict:
 
 # What there is to see and to measure ----------------------------------------------------------------------------------
 
+LOSSES = {
+    "relativistic": gans.relativistic(),
+    "non_saturating": gans.non_saturating(),
+    "minimax": gans.minimax(),
+    "hinge": gans.hinge(),
+    "wasserstein": gans.wasserstein(),
+    "least_squares": gans.least_squares(),
+}
 METRICS = ("frechet", "kernel", "prdc", "score", "labels")
 
 

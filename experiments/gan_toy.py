@@ -33,6 +33,7 @@ from jaxgen.networks.mlp import MLP, fourier, maxout
 from jaxgen.ranges import Index, NonNegative, Positive, UpTo1M, Width, Widths
 from jaxgen.report import scatter
 from jaxgen.run import main
+from jaxgen.types import Codec
 
 
 @dataclass(frozen=True)
@@ -104,8 +105,7 @@ def build(config: Config, spec: Spec) -> Experiment:
         **game(config, config.model),
         latents=config.model.latents,
         prior=config.model.prior,
-        observe=lambda batch: batch["point"],
-        store=lambda x: x,
+        codec=Codec(lambda batch, key: batch["point"], lambda x: x),
     )
     return experiment(model, config)
 

@@ -25,23 +25,17 @@ from jaxgen.audit import images_audit
 from jaxgen.classifier import judge_of_copies
 from jaxgen.data import Dataset, Spec
 from jaxgen.data.decode import dynamic_binarize
+from jaxgen.emissions import Controls, bernoulli, logistic_mixture
 from jaxgen.errors import UserError
 from jaxgen.evaluate import Estimate, evaluate
 from jaxgen.experiment import Experiment
-from jaxgen.models.autoregressive import (
-    Autoregressive,
-    Condition,
-    Controls,
-    Network,
-    autoregressive,
-    bernoulli,
-    logistic_mixture,
-)
+from jaxgen.models.autoregressive import Autoregressive, Condition, Network, autoregressive
 from jaxgen.networks.made import MADE
 from jaxgen.networks.pixelcnn import PixelCNN
 from jaxgen.ranges import Depth, Index, NonNegative, Partial, Share, UpTo1k, UpTo1M, Width
 from jaxgen.report import grid
 from jaxgen.run import main
+from jaxgen.types import Codec
 
 
 @dataclass(frozen=True)
@@ -124,7 +118,7 @@ def build(config: Config, spec: Spec) -> Experiment:
     if config.run.remat:
         raise UserError("--run.remat is not for these networks: leave it out")
     binary, height, width, channels = spec.binarization != "none", *shape
-    head = bernoulli(channels) if binary else logistic_mixture(options.components, channels)
+    emission = bernoulli(channels) if binary else logistic_mixture(options.components, channels)
     levels, classes = 2 if binary else 256, len(spec.classes)
 
     pixels = height * width
@@ -142,10 +136,9 @@ def build(config: Config, spec: Spec) -> Experiment:
 
     label = Condition("label", classes, partial(jax.nn.one_hot, num_classes=classes))
     model = autoregressive(
-        network=network_of(config, shape, head.width, levels),
-        head=head,
-        observe=observe,
-        store=store,
+        network=network_of(config, shape, emission.width, levels),
+        emission=emission,
+        codec=Codec(observe, store),
         optimizer=config.optimizer.build(config.steps),
         length=pixels,
         condition=label if options.conditional else None,
@@ -180,7 +173,7 @@ def experiment(model: Autoregressive, config: Config, spec: Spec) -> Experiment:
     shape = spec.entries["image"][0]
     pixels = math.prod(shape[:-1])
     protocol = f"{spec.name}, {spec.binarization.replace('none', 'no')} binarisation{', given the label' * conditional}"
-    sample = jax.jit(model.sample, static_argnames=("n", "controls"))
+    sample = jax.jit(model.sample, static_argnames="n")
     observe = jax.jit(model.observe)
 
     def exhibits(params, arrays, key):

@@ -25,15 +25,17 @@ from jaxgen import config as flags
 from jaxgen.data import Dataset, Spec
 from jaxgen.data.molecules import known, to_smiles
 from jaxgen.data.vocabulary import START, STOP, Vocabulary, vocabulary
+from jaxgen.emissions import PLAIN, Controls, categorical
 from jaxgen.errors import UserError
 from jaxgen.evaluate import Estimate, estimate, evaluate
 from jaxgen.experiment import Experiment, Figures, in_batches
 from jaxgen.metrics.molecules import PROPERTIES, TOLERANCE, canonical, measures, properties
-from jaxgen.models.autoregressive import PLAIN, Autoregressive, Condition, Controls, autoregressive, categorical
+from jaxgen.models.autoregressive import Autoregressive, Condition, autoregressive
 from jaxgen.networks.transformer import Transformer
 from jaxgen.ranges import Depth, Index, NonNegative, Partial, Probability, UpTo1k, UpTo1M, UpTo10k, Width
 from jaxgen.report import Exhibit, Table, structures
 from jaxgen.run import main
+from jaxgen.types import Codec
 
 BATCH = 512  # molecules in one dispatch
 
@@ -142,9 +144,8 @@ def build(config: Config, spec: Spec) -> Experiment:
     )
     model = autoregressive(
         network=network,
-        head=categorical(words.size),
-        observe=lambda batch, key: batch["tokens"],
-        store=lambda tokens: tokens.astype(dtype),
+        emission=categorical(words.size),
+        codec=Codec(lambda batch, key: batch["tokens"], lambda tokens: tokens.astype(dtype)),
         optimizer=config.optimizer.build(config.steps),
         length=length,
         opening=(START,),
@@ -216,7 +217,7 @@ def distances(values: np.ndarray, wanted: np.ndarray, spec: Spec) -> np.ndarray:
 def experiment(model: Autoregressive, words: Vocabulary, config: Config, spec: Spec) -> Experiment:
     """What there is to see and to measure of a model of molecules that can be told properties."""
     protocol = f"{spec.name}, {words.name}"
-    sample = jax.jit(model.sample, static_argnames=("n", "controls"))
+    sample = jax.jit(model.sample, static_argnames="n")
     asked = asked_of(config.sample, config.model.conditions)
     training = training_molecules(config.data, spec, words)
 

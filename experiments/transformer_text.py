@@ -21,13 +21,15 @@ from msgspec import Meta
 from jaxgen import config as flags
 from jaxgen.data import Dataset, Spec
 from jaxgen.data.vocabulary import Vocabulary, vocabulary
+from jaxgen.emissions import Controls, categorical
 from jaxgen.errors import UserError
 from jaxgen.evaluate import Estimate, evaluate
 from jaxgen.experiment import Experiment
-from jaxgen.models.autoregressive import Autoregressive, Controls, autoregressive, categorical
+from jaxgen.models.autoregressive import Autoregressive, autoregressive
 from jaxgen.networks.transformer import Transformer
 from jaxgen.ranges import Count, Depth, Index, NonNegative, Partial, Probability, UpTo1k, UpTo1M, Width
 from jaxgen.run import main
+from jaxgen.types import Codec
 
 
 @dataclass(frozen=True)
@@ -115,9 +117,8 @@ def build(config: Config, spec: Spec) -> Experiment:
     (length,), dtype = spec.entries["tokens"]
     model = autoregressive(
         network=network,
-        head=categorical(words.size),
-        observe=lambda batch, key: batch["tokens"],
-        store=lambda tokens: tokens.astype(dtype),
+        emission=categorical(words.size),
+        codec=Codec(lambda batch, key: batch["tokens"], lambda tokens: tokens.astype(dtype)),
         optimizer=config.optimizer.build(config.steps),
         length=length,
         opening=opening(words),
@@ -144,8 +145,8 @@ def experiment(
     """What there is to see and to measure of a model of text."""
     protocol = f"{spec.name}, {words.name}"
     begin = jax.jit(model.begin)
-    grow = jax.jit(model.grow, static_argnames=("steps", "controls"))
-    sample = jax.jit(model.sample, static_argnames=("n", "length", "controls"))
+    grow = jax.jit(model.grow, static_argnames="steps")
+    sample = jax.jit(model.sample, static_argnames=("n", "length"))
 
     def validate(params, arrays, key):
         """Over the whole split, in nats per token; of the last window what it holds."""

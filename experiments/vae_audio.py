@@ -13,6 +13,7 @@ from typing import Annotated
 
 import jax
 import numpy as np
+import optax
 from msgspec import Meta
 
 from experiments import audio
@@ -20,16 +21,17 @@ from experiments.audio import EvaluateConfig
 from jaxgen import config as flags
 from jaxgen.data import Dataset, Spec
 from jaxgen.data.decode import from_wave, to_wave
-from jaxgen.distributions import normal
+from jaxgen.emissions import normal
 from jaxgen.errors import UserError
 from jaxgen.evaluate import Estimate, evaluate, per_example
 from jaxgen.experiment import Experiment, Latents
-from jaxgen.models.vae import VAE, vae
+from jaxgen.models.vae import VAE, elbo, independent, vae
 from jaxgen.networks.conv1d import Decoder, Encoder
 from jaxgen.ranges import Index, NonNegative, Positive, UpTo1M, Width
 from jaxgen.report import in_turn
 from jaxgen.run import main
 from jaxgen.spectra import Scale, frames, from_log_mel, log_mel
+from jaxgen.types import Codec
 
 
 @dataclass(frozen=True)
@@ -101,33 +103,24 @@ def build(config: Config, spec: Spec) -> Experiment:
     flags.check_condition(conditional, controls.label, spec)
     scale = Scale(config.data.sample_rate, options.size, options.hop, options.bins)
     fixed = options.deviation
-    likelihood, shape = (
-        normal(None if fixed is None else 2 * math.log(fixed)),
-        (frames(length, options.hop), options.bins),
-    )
+    emission = normal(options.bins, None if fixed is None else 2 * math.log(fixed))
+    shape = frames(length, options.hop), emission.width
+    beta = options.beta
+    if options.warmup_steps:
+        beta = optax.linear_schedule(0.0, options.beta, options.warmup_steps)
 
     def store(mel):
         return from_wave(from_log_mel(mel, length, scale))
 
+    decoder = Decoder(shape, options.channels[::-1], options.hidden, dtype=config.run.dtype)
     model = vae(
         encoders=[Encoder(2 * options.latents, options.channels, options.hidden, config.run.dtype)],
-        decoders=[
-            Decoder(
-                (shape[0], likelihood.width * shape[1]),
-                options.channels[::-1],
-                options.hidden,
-                dtype=config.run.dtype,
-            )
-        ],
+        decoder=independent(decoder, emission, remat=config.run.remat),
         latents=(options.latents,),
-        likelihood=likelihood,
-        observe=lambda batch, key: log_mel(to_wave(batch["audio"]), scale),
-        store=store,
+        codec=Codec(lambda batch, key: log_mel(to_wave(batch["audio"]), scale), store),
+        bound=elbo(beta),
         optimizer=config.optimizer.build(config.steps),
-        beta=options.beta,
-        warmup_steps=options.warmup_steps,
         num_classes=len(spec.classes) if conditional else 0,
-        remat=config.run.remat,
     )
     return experiment(model, config, spec, conditional, store)
 

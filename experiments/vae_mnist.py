@@ -22,6 +22,7 @@ from typing import Annotated, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from msgspec import Meta
 
 from jaxgen import config as flags
@@ -29,17 +30,18 @@ from jaxgen.audit import images_audit
 from jaxgen.classifier import judge_of_copies
 from jaxgen.data import Dataset, Spec
 from jaxgen.data.decode import dynamic_binarize, to_uint8, to_unit
-from jaxgen.distributions import bernoulli, discretized_logistic, normal
+from jaxgen.emissions import Emission, bernoulli, discretized_logistic, normal
 from jaxgen.errors import UserError
 from jaxgen.evaluate import Estimate, estimate, importance_weighted_nll, per_example
 from jaxgen.experiment import Experiment, Latents
 from jaxgen.interpolation import straight
 from jaxgen.metrics import latents
-from jaxgen.models.vae import VAE, vae
+from jaxgen.models.vae import VAE, Bound, beta_tc, dreg, elbo, independent, iwae, resampled, staged, vae
 from jaxgen.networks import conv, mlp
 from jaxgen.ranges import Index, NonNegative, UpTo10k, Widths
 from jaxgen.report import grid, latent_map
 from jaxgen.run import main
+from jaxgen.types import Codec
 
 
 @dataclass(frozen=True)
@@ -145,35 +147,62 @@ def build(config: Config, spec: Spec) -> Experiment:
             "training sees one at a time: leave it out, or --optimizer.noise-multiplier"
         )
     decode = dynamic_binarize if spec.binarization == "dynamic" else to_unit
+    emission = EMISSIONS[options.likelihood](shape[-1])
     model = vae(
-        **networks(shape, options, config.run.dtype),
-        likelihood=likelihoods()[options.likelihood],
-        observe=lambda batch, key: decode(batch["image"], key),
-        store=to_uint8,
+        **networks(shape, options, config.run, emission),
+        codec=Codec(lambda batch, key: decode(batch["image"], key), to_uint8),
+        bound=bound_of(options),
         optimizer=config.optimizer.build(config.steps),
-        num_samples=options.num_samples,
-        doubly_reparameterized=options.doubly_reparameterized,
-        resampled=options.resampled,
-        early_samples=options.early_samples,
-        early_steps=options.early_steps,
-        beta=options.beta,
-        warmup_steps=options.warmup_steps,
-        free_bits=options.free_bits,
-        total_correlation=options.total_correlation,
         num_classes=len(spec.classes) if options.conditional else 0,
-        remat=config.run.remat,
     )
     protocol = f"{spec.name}, {spec.binarization.replace('none', 'no')} binarisation"
     if options.likelihood != "bernoulli":
-        protocol += f", {likelihoods()[options.likelihood].name}"
+        protocol += f", {emission.name}"
     protocol += ", given the label" * options.conditional
     return experiment(model, config, protocol, spec)
 
 
-def networks(shape: tuple[int, ...], options: ModelConfig, dtype: str) -> dict:
-    """Encoders and decoders, sized by the shape [H, W, C] of one image."""
-    width = likelihoods()[options.likelihood].width
-    output = (*shape[:-1], shape[-1] * width)
+def bound_of(options: ModelConfig) -> Bound:
+    """The objective that the flags name."""
+    many = options.num_samples > 1
+    staged_samples = (options.early_samples, options.early_steps) != (1, 0)
+    for flag, given, holds, expected in (
+        ("free-bits", options.free_bits, not many, "only with --model.num-samples 1"),
+        ("total-correlation", options.total_correlation != 1, not many, "only with --model.num-samples 1"),
+        ("total-correlation", options.total_correlation != 1, not options.free_bits, "not with --model.free-bits"),
+        ("doubly-reparameterized", options.doubly_reparameterized, many, "only with --model.num-samples above 1"),
+        ("resampled", options.resampled, many, "only with --model.num-samples above 1"),
+        ("early-samples", staged_samples, options.early_steps > 0, "--model.early-steps above 0"),
+        (
+            "early-samples",
+            staged_samples,
+            options.early_samples < options.num_samples,
+            "fewer than --model.num-samples",
+        ),
+    ):
+        if given and not holds:
+            raise UserError(f"--model.{flag}: expected {expected}")
+    beta = options.beta
+    if options.warmup_steps:
+        beta = optax.linear_schedule(0.0, options.beta, options.warmup_steps)
+
+    def of(num_samples: int) -> Bound:
+        if num_samples == 1:
+            return elbo(beta, free_bits=options.free_bits)
+        if options.resampled:
+            return resampled(num_samples, beta, doubly_reparameterized=options.doubly_reparameterized)
+        return (dreg if options.doubly_reparameterized else iwae)(num_samples, beta)
+
+    if options.total_correlation != 1:
+        return beta_tc(options.total_correlation, beta)
+    if options.early_steps:
+        return staged(of(options.early_samples), options.early_steps, of(options.num_samples))
+    return of(options.num_samples)
+
+
+def networks(shape: tuple[int, ...], options: ModelConfig, run: flags.RunConfig, emission: Emission) -> dict:
+    """Encoders, decoder and priors, sized by the shape [H, W, C] of one image."""
+    output = (*shape[:-1], emission.width)
     if len(options.hidden) != len(options.latents):
         raise UserError(
             f"--model.hidden has {len(options.hidden)} numbers and --model.latents {len(options.latents)}: "
@@ -182,23 +211,20 @@ def networks(shape: tuple[int, ...], options: ModelConfig, dtype: str) -> dict:
     if options.network == "conv":
         if len(options.latents) > 1:
             raise UserError("--model.network conv has one stochastic layer: give one number of --model.latents")
-        encoders = [conv.Encoder(hidden=options.hidden[0], outputs=2 * options.latents[0], dtype=dtype)]
-        return {
-            "encoders": encoders,
-            "decoders": [conv.Decoder(hidden=options.hidden[0], shape=output, dtype=dtype)],
-            "latents": options.latents,
-        }
-    encoders, decoders = [], []
-    for layer, (hidden, size) in enumerate(zip(options.hidden, options.latents, strict=True)):
-        below = (2 * options.latents[layer - 1],) if layer else output
-        event = 1 if layer else len(shape)
-        encoders.append(mlp.MLP((hidden,) * options.depth, (2 * size,), event=event, dtype=dtype))
-        decoders.append(mlp.MLP((hidden,) * options.depth, below, dtype=dtype))
-    return {"encoders": encoders, "decoders": decoders, "latents": options.latents}
+        encoders = [conv.Encoder(hidden=options.hidden[0], outputs=2 * options.latents[0], dtype=run.dtype)]
+        downward = [conv.Decoder(hidden=options.hidden[0], shape=output, dtype=run.dtype)]
+    else:
+        encoders, downward = [], []
+        for layer, (hidden, size) in enumerate(zip(options.hidden, options.latents, strict=True)):
+            below = (2 * options.latents[layer - 1],) if layer else output
+            event = 1 if layer else len(shape)
+            encoders.append(mlp.MLP((hidden,) * options.depth, (2 * size,), event=event, dtype=run.dtype))
+            downward.append(mlp.MLP((hidden,) * options.depth, below, dtype=run.dtype))
+    decoder = independent(downward[0], emission, remat=run.remat)
+    return {"encoders": encoders, "decoder": decoder, "priors": downward[1:], "latents": options.latents}
 
 
-def likelihoods() -> dict:
-    return {"bernoulli": bernoulli(), "normal": normal(), "discretized_logistic": discretized_logistic()}
+EMISSIONS = {"bernoulli": bernoulli, "normal": normal, "discretized_logistic": discretized_logistic}
 
 
 def experiment(model: VAE, config: Config, protocol: str, spec: Spec) -> Experiment:

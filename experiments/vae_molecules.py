@@ -12,6 +12,7 @@ from typing import Annotated
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from msgspec import Meta
 
 from experiments.transformer_molecules import (
@@ -27,17 +28,18 @@ from jaxgen import config as flags
 from jaxgen.data import Dataset, Spec
 from jaxgen.data.molecules import to_smiles
 from jaxgen.data.vocabulary import START, STOP, Vocabulary, vocabulary
-from jaxgen.distributions import categorical
+from jaxgen.emissions import categorical
 from jaxgen.errors import UserError
 from jaxgen.evaluate import Estimate, estimate, evaluate, importance_weighted_nll
 from jaxgen.experiment import Experiment, Latents, in_batches
 from jaxgen.metrics.latents import active_units
 from jaxgen.metrics.molecules import canonical
-from jaxgen.models.vae import VAE, vae
+from jaxgen.models.vae import VAE, elbo, sequential, vae
 from jaxgen.networks.sequence import Decoder, Encoder
 from jaxgen.ranges import Count, Depth, Index, NonNegative, UpTo1k, UpTo1M, Width
 from jaxgen.report import structures
 from jaxgen.run import main
+from jaxgen.types import Codec
 
 
 @dataclass(frozen=True)
@@ -120,14 +122,13 @@ def build(config: Config, spec: Spec) -> Experiment:
     (length,), dtype = spec.entries["tokens"]
 
     def observe(batch, key):
-        """The tokens after START, one-hot, up to the first STOP."""
+        """The tokens after START up to the first STOP, then -1."""
         tokens = batch["tokens"][:, 1:]
         inside = jnp.arange(1, length) < batch["length"][:, None]
-        return jax.nn.one_hot(jnp.where(inside, tokens, -1), words.size)
+        return jnp.where(inside, tokens.astype(jnp.int32), -1)
 
-    def store(x):
-        tokens = x.argmax(-1).astype(dtype)
-        return jnp.pad(tokens, ((0, 0), (1, 0)), constant_values=START)
+    def store(tokens):
+        return jnp.pad(tokens.astype(dtype), ((0, 0), (1, 0)), constant_values=START)
 
     common = {"width": options.width, "dtype": config.run.dtype}
     decoder = Decoder(
@@ -137,21 +138,18 @@ def build(config: Config, spec: Spec) -> Experiment:
         context=min(options.context or length, length),
         layers=options.layers,
         heads=options.heads,
-        remat=config.run.remat,
         **common,
     )
+    beta = options.beta
+    if options.warmup_steps:
+        beta = optax.linear_schedule(0.0, options.beta, options.warmup_steps)
     model = vae(
-        encoders=[Encoder(outputs=2 * options.latents, layers=options.convolutions, **common)],
-        decoders=[decoder],
+        encoders=[Encoder(vocabulary=words.size, outputs=2 * options.latents, layers=options.convolutions, **common)],
+        decoder=sequential(decoder, categorical(words.size), remat=config.run.remat),
         latents=[options.latents],
-        likelihood=categorical(),
-        observe=observe,
-        store=store,
+        codec=Codec(observe, store),
+        bound=elbo(beta, free_bits=options.free_bits),
         optimizer=config.optimizer.build(config.steps),
-        beta=options.beta,
-        warmup_steps=options.warmup_steps,
-        free_bits=options.free_bits,
-        autoregressive=True,
     )
     return experiment(model, store, words, config, spec)
 

@@ -22,22 +22,16 @@ from experiments import audio
 from jaxgen import config as flags
 from jaxgen.data import Dataset, Spec
 from jaxgen.data.decode import from_mu_law, mu_law
+from jaxgen.emissions import Controls, categorical, logistic_mixture
 from jaxgen.errors import UserError
 from jaxgen.evaluate import Estimate, evaluate
 from jaxgen.experiment import Experiment
-from jaxgen.models.autoregressive import (
-    Autoregressive,
-    Condition,
-    Controls,
-    Network,
-    autoregressive,
-    categorical,
-    logistic_mixture,
-)
+from jaxgen.models.autoregressive import Autoregressive, Condition, Network, autoregressive
 from jaxgen.networks.gru import GRU
 from jaxgen.networks.wavenet import WaveNet
 from jaxgen.ranges import Index, NonNegative, Partial, UpTo1k, UpTo1M, Width
 from jaxgen.run import main
+from jaxgen.types import Codec
 
 
 @dataclass(frozen=True)
@@ -127,16 +121,15 @@ def build(config: Config, spec: Spec) -> Experiment:
     if controls.guidance is not None and not options.condition_dropout:
         raise UserError("--guidance is of a model trained with --model.condition-dropout above 0")
     if options.components is None:
-        head, observe = categorical(256), lambda batch, key: mu_law(batch["audio"])
+        emission, observe = categorical(256), lambda batch, key: mu_law(batch["audio"])
     else:
-        head, observe = logistic_mixture(options.components), lambda batch, key: mu_law(batch["audio"])[..., None]
+        emission, observe = logistic_mixture(options.components), lambda batch, key: mu_law(batch["audio"])[..., None]
     classes = len(spec.classes)
     label = Condition("label", classes, partial(jax.nn.one_hot, num_classes=classes))
     model = autoregressive(
-        network=network_of(config, head.width),
-        head=head,
-        observe=observe,
-        store=lambda tokens: from_mu_law(tokens.reshape(*tokens.shape[:2])),
+        network=network_of(config, emission.width),
+        emission=emission,
+        codec=Codec(observe, lambda tokens: from_mu_law(tokens.reshape(*tokens.shape[:2]))),
         optimizer=config.optimizer.build(config.steps),
         length=length,
         per_token=True,
@@ -174,7 +167,7 @@ def experiment(model: Autoregressive, config: Config, spec: Spec, conditional: b
     """What there is to hear, to see and to measure of an autoregressive model of sounds."""
     rate, (length,) = config.data.sample_rate, spec.entries["audio"][0]
     protocol = f"{spec.name}, 8-bit mu-law at {rate} Hz{', given the label' * conditional}"
-    sample = jax.jit(model.sample, static_argnames=("n", "length", "controls"))
+    sample = jax.jit(model.sample, static_argnames=("n", "length"))
 
     def validate(params, arrays, key):
         """Over the whole split, in nats per sample of the recordings."""

@@ -28,7 +28,7 @@ from jaxgen.networks.conv import Classifier as Network
 from jaxgen.step import init_state, make_step, scan_steps
 from jaxgen.terminal import say
 from jaxgen.train import train
-from jaxgen.types import Aux, Batch, Key, Model, Objective, Params
+from jaxgen.types import Aux, Batch, Key, Model, Objective, Params, Step
 
 SHIFT = 2  # pixels by which a training image may be moved
 VERSION = 2  # of the network and its training: counts up where either changes, so that what was kept is not used
@@ -192,7 +192,7 @@ def _train(
         _, logits = network.apply({"params": params["classifier"]}, to_unit(images))
         return {"loss": optax.softmax_cross_entropy_with_integer_labels(logits, label)}
 
-    def loss(params: Params, batch: Batch, key: Key) -> tuple[jax.Array, Aux]:
+    def loss(params: Params, batch: Batch, key: Key, step: Step) -> tuple[jax.Array, Aux]:
         value = evaluate(params, batch, key)["loss"].mean()
         return value, Aux({"loss": value})
 

@@ -16,7 +16,7 @@ from jaxgen.data.molecules import load_molecules
 from jaxgen.data.text import load_text
 from jaxgen.errors import UserError
 from jaxgen.ranges import Count, Index, NonNegative, Partial, Positive, Seed, Share, UpTo1k, UpTo1M, UpTo10k, Width
-from jaxgen.types import Private, PyTree
+from jaxgen.types import PyTree
 
 
 @dataclass(frozen=True)
@@ -199,7 +199,7 @@ class OptimizerConfig:
         """Whether gradients are clipped for each example and noise is added."""
         return self.noise_multiplier is not None
 
-    def build(self, steps: int) -> optax.GradientTransformation | Private:
+    def build(self, steps: int) -> optax.GradientTransformation:
         """The optimiser for a training of that many steps."""
         rate = optax.constant_schedule(self.learning_rate)
         if self.schedule == "cosine":
@@ -218,7 +218,7 @@ class OptimizerConfig:
             optimizer = optax.adam(rate, **moments)
         if self.clip_norm:
             optimizer = optax.chain(optax.clip_by_global_norm(self.clip_norm), optimizer)
-        return Private(*optimizer, self.example_norm, self.noise_multiplier) if self.private else optimizer
+        return optimizer
 
 
 def _muon(b1: float, b2: float, eps: float) -> optax.GradientTransformation:

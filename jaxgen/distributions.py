@@ -1,11 +1,4 @@
-"""Log-probabilities and divergences, elementwise and in nats; whoever calls them sums.
-
-A `Likelihood` is what a decoder speaks: it turns the decoder's output into a distribution over data in [0, 1].
-"""
-
-from collections.abc import Callable
-from functools import partial
-from typing import NamedTuple
+"""Log-probabilities and divergences, elementwise and in nats; whoever calls them sums."""
 
 import jax
 import jax.numpy as jnp
@@ -78,7 +71,7 @@ def logistic_mixture_log_prob(x: Array, output: Array, *, levels: int = 256) -> 
 
 
 def logistic_mixture_sample(
-    key: Key, output: Array, channels: int, *, levels: int = 256, temperature: float = 1.0
+    key: Key, output: Array, channels: int, *, levels: int = 256, temperature: float | Array = 1.0
 ) -> Array:
     """Draw pixels [..., C] in [0, 1], each channel one of `levels` values.
 
@@ -87,13 +80,13 @@ def logistic_mixture_sample(
     """
     component_key, key = jax.random.split(key)
     logits, *parameters = _mixture(output, channels)
-    component = jax.random.categorical(component_key, logits / temperature) if temperature else logits.argmax(-1)
+    component = (logits + temperature * jax.random.gumbel(component_key, logits.shape)).argmax(-1)
     chosen = (jnp.take_along_axis(p, component[..., None, None], axis=-2)[..., 0, :] for p in parameters)
     mu, log_scale, coefficients = chosen
     noise = temperature * jnp.exp(log_scale) * jax.random.logistic(key, mu.shape)
     x = jnp.zeros((*mu.shape[:-1], 0))
     for c in range(channels):
-        value = _nearest_level(_centre(mu, coefficients, x, c) + noise[..., c], levels)
+        value = nearest_level(_centre(mu, coefficients, x, c) + noise[..., c], levels)
         x = jnp.concatenate([x, value[..., None]], axis=-1)
     return x
 
@@ -115,127 +108,6 @@ def _centre(mu: Array, coefficients: Array, x: Array, channel: int) -> Array:
     return mu[..., channel] + before.sum(-1)
 
 
-class Likelihood(NamedTuple):
-    """p(x | decoder output) of examples x [B, ..., C] in [0, 1]; the output has shape [*leading, B, ..., C * width].
-
-    Attributes:
-      name: for reports.
-      width: numbers that the decoder gives for each number of x.
-      log_prob: `(x, output) -> [*leading, B]`, summed over each example.
-      mean: `output -> [*leading, B, ..., C]`.
-      sample: `(key, output) -> [*leading, B, ..., C]`.
-      bias: `mean of x -> output` with that mean, where a decoder's last layer starts.
-    """
-
-    name: str
-    width: int
-    log_prob: Callable[[Array, Array], Array]
-    mean: Callable[[Array], Array]
-    sample: Callable[[Key, Array], Array]
-    bias: Callable[[Array], Array]
-
-
-def bernoulli() -> Likelihood:
-    """Bernoulli from logits."""
-
-    def log_prob(x, logits):
-        return _total(bernoulli_log_prob, x, logits)
-
-    def sample(key, logits):
-        return jax.random.bernoulli(key, jax.nn.sigmoid(logits)).astype(logits.dtype)
-
-    def bias(mean):
-        mean = jnp.clip(mean, 1e-3, 1 - 1e-3)  # a pixel that is always black would start at minus infinity
-        return jnp.log(mean) - jnp.log1p(-mean)
-
-    return Likelihood("Bernoulli", 1, log_prob, jax.nn.sigmoid, sample, bias)
-
-
-def normal(logvar: float | None = None) -> Likelihood:
-    """Normal with the given log-variance, or with one that the decoder gives for every number of x."""
-
-    def parameters(output):
-        if logvar is not None:
-            return output, jnp.full_like(output, logvar)
-        mu, free = _split(output)
-        return mu, jnp.maximum(free, -10.0)  # a pixel that is always black would take its variance to 0
-
-    def log_prob(x, output):
-        return _total(normal_log_prob, x, *parameters(output))
-
-    def mean(output):
-        return parameters(output)[0]
-
-    def sample(key, output):
-        mu, logvar = parameters(output)
-        return mu + jnp.exp(0.5 * logvar) * jax.random.normal(key, mu.shape, mu.dtype)
-
-    def bias(mean):
-        return _join(mean, -2.0) if logvar is None else mean
-
-    return Likelihood("Normal density", 2 if logvar is None else 1, log_prob, mean, sample, bias)
-
-
-def discretized_logistic(levels: int = 256) -> Likelihood:
-    """Logistic cut into `levels` bins: an exact likelihood of images as they are stored."""
-
-    def parameters(output):
-        mu, log_scale = _split(output)
-        return mu, jnp.clip(log_scale, -7.0, 7.0)  # narrower than a tenth of a bin gains nothing and overflows
-
-    def log_prob(x, output):
-        return _total(partial(discretized_logistic_log_prob, levels=levels), x, *parameters(output))
-
-    def mean(output):
-        return parameters(output)[0]
-
-    def sample(key, output):
-        mu, log_scale = parameters(output)
-        x = mu + jnp.exp(log_scale) * jax.random.logistic(key, mu.shape, mu.dtype)
-        return _nearest_level(x, levels)
-
-    def bias(mean):
-        return _join(mean, -2.0)
-
-    return Likelihood("discretised logistic", 2, log_prob, mean, sample, bias)
-
-
-def categorical() -> Likelihood:
-    """One of several kinds for each part of an example, which is one-hot over the last axis; from logits.
-
-    A part that is 0 everywhere is none, and counts for nothing.
-    """
-
-    def log_prob(x, logits):
-        return _total(jnp.multiply, x, jax.nn.log_softmax(logits))
-
-    def sample(key, logits):
-        return jax.nn.one_hot(jax.random.categorical(key, logits), logits.shape[-1], dtype=logits.dtype)
-
-    def bias(mean):
-        return jnp.log(jnp.maximum(mean, 1e-3))
-
-    return Likelihood("categorical", 1, log_prob, jax.nn.softmax, sample, bias)
-
-
-def _nearest_level(x: Array, levels: int) -> Array:
+def nearest_level(x: Array, levels: int) -> Array:
     """The nearest of `levels` equally spaced values in [0, 1]."""
     return jnp.round(jnp.clip(x, 0, 1) * (levels - 1)) / (levels - 1)
-
-
-def _total(log_prob: Callable[..., Array], x: Array, *parameters: Array) -> Array:
-    """Sums over each example, on one flat axis: over several short ones XLA's CPU back end takes 50 times as long."""
-
-    def flat(a: Array) -> Array:
-        return a.reshape(*a.shape[: a.ndim - x.ndim + 1], -1)
-
-    return log_prob(flat(x), *map(flat, parameters)).sum(-1)
-
-
-def _split(output: Array) -> tuple[Array, Array]:
-    """[..., 2C] -> location and log-scale, each [..., C]."""
-    return tuple(jnp.split(output, 2, axis=-1))
-
-
-def _join(mean: Array, log_scale: float) -> Array:
-    return jnp.concatenate([mean, jnp.full_like(mean, log_scale)], axis=-1)

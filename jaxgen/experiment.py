@@ -17,7 +17,7 @@ from jaxgen.errors import UserError
 from jaxgen.evaluate import Estimate, evaluate
 from jaxgen.report import Exhibit, grid
 from jaxgen.step import STACKED, init_state
-from jaxgen.types import Batch, Key, Model, Params, Private, TrainState
+from jaxgen.types import Batch, Key, Model, Params, TrainState
 
 Figures = dict[str, Estimate]
 
@@ -257,10 +257,10 @@ def built(build: Callable[[Any, Spec], Experiment], config: Config, spec: Spec) 
         experiment = build(config, spec)
     except ValueError as error:
         raise UserError(str(error)) from None
-    public = [o.name or o.wrt for o in experiment.model.objectives if not isinstance(o.optimizer, Private)]
-    if config.optimizer.private and public:
-        raise UserError(
-            f"--optimizer.noise-multiplier: {', '.join(public)} has an optimiser without noise: make it by "
-            "config.optimizer.build, or leave the flag out"
+    if config.optimizer.private:
+        options = config.optimizer
+        private = privacy.privately(
+            experiment.model, example_norm=options.example_norm, noise_multiplier=options.noise_multiplier
         )
+        experiment = experiment._replace(model=private)
     return experiment

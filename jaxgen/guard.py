@@ -1,6 +1,4 @@
-"""Watches for steps whose numbers are not finite."""
-
-from collections.abc import Mapping
+"""Stops a training whose numbers are not finite."""
 
 import jax
 import jax.numpy as jnp
@@ -11,11 +9,16 @@ from jaxgen.types import PyTree
 
 
 class Guard:
-    """Counts bad steps in a row, for each objective by itself: how many, the first, and what its numbers were."""
+    """Counts bad steps in a row, for each objective by itself.
 
-    def __init__(self, most: int, periods: Mapping[str, int] = {}):
-        """`periods` are steps between two values of a loss that is not due at each of them."""
-        self.most, self.periods, self.first, self.what = most, periods, 0, ""
+    Attributes:
+      most: bad steps in a row after which the guard is `full`.
+      first: the first step of the row that filled the guard.
+      what: that step's numbers, in words.
+    """
+
+    def __init__(self, most: int):
+        self.most, self.first, self.what = most, 0, ""
         self._rows: dict[str, tuple[int, int, str]] = {}  # of each objective: count, first step, its numbers
 
     @property
@@ -27,30 +30,23 @@ class Guard:
         return self.count >= self.most
 
     def progress(self, progress: Progress) -> None:
-        """A step is bad where it was left out; where nothing watches over it, if a loss is no number.
+        """Count: a step is bad if its update was left out, or without a guard in the step, if its loss is not finite.
 
-        An objective that is not due has a value that is no number: that step says nothing of it.
+        A step at which an objective is not due neither adds to its row nor ends it.
         """
-        metrics = progress.metrics
-        bad = {name: v > 0 for name, v in metrics.items() if name.endswith(" skipped")}
-        due = {name: ~np.isnan(metrics[name]) for name in bad}
-        if not bad:
-            bad = {name: ~np.isfinite(v) for name, v in metrics.items() if name.split()[-1] == "loss"}
-            steps = np.arange(progress.start, progress.stop) + 1
-            due = {name: steps % self.periods.get(name, 1) == 0 for name in bad}
         for i in range(progress.stop - progress.start):
-            for name in bad:
-                if self.full:
-                    return
-                if due[name][i] and not bad[name][i]:
+            for name, report in progress.reports.items():
+                if self.full or not report.due[i]:
+                    continue
+                if not (~np.isfinite(report.loss[i]) if report.skipped is None else report.skipped[i]):
                     self._rows.pop(name, None)
-                elif due[name][i]:
-                    step = progress.start + i
-                    numbers = (f"{n} {v[i]:.4g}" for n, v in metrics.items() if "loss" in n or "norm" in n)
-                    count, *since = self._rows.get(name, (0, step, ", ".join(numbers)))
-                    self._rows[name] = count + 1, *since
-                    if self.full:
-                        self.first, self.what = since[0], f"at step {since[0]} {since[1]}"
+                    continue
+                norm = "" if report.gradient_norm is None else f", gradient norm {report.gradient_norm[i]:.4g}"
+                step = progress.start + i
+                count, *since = self._rows.get(name, (0, step, f"{name} loss {report.loss[i]:.4g}{norm}"))
+                self._rows[name] = count + 1, *since
+                if self.full:
+                    self.first, self.what = since[0], f"at step {since[0]} {since[1]}"
 
 
 @jax.jit
@@ -60,5 +56,5 @@ def _all_finite(tree: PyTree) -> jax.Array:
 
 
 def is_finite(tree: PyTree) -> bool:
-    """Whether every number of the arrays is one."""
+    """Whether every number of the arrays is finite."""
     return bool(_all_finite(tree))

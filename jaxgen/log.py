@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, TextIO, TypeVar
 
+import jax
 import msgspec
 import numpy as np
 
@@ -71,7 +72,7 @@ class Log:
             self._bar.close()
             self._bar = None
         if self._bar is not None:
-            losses = ", ".join(f"{n} {v[-1]:.4g}" for n, v in progress.metrics.items() if "loss" in n)
+            losses = ", ".join(f"{n} loss {r.loss[r.due][-1]:.4g}" for n, r in progress.reports.items() if r.due.any())
             rate = _rate([progress], self._batch_size)
             self._bar.set_postfix_str(f"{losses}, {rate:,.0f} {self._unit}/s", refresh=False)
             self._bar.update(progress.stop - progress.start)
@@ -83,13 +84,13 @@ class Log:
     def _line(self, step: int) -> None:
         """Means since the line before, to the file and to whoever watches."""
         since, self._since = self._since, []
-        means = {name: _mean(np.concatenate([p.metrics[name] for p in since])) for name in since[0].metrics}
+        means, skipped = _means(since)
         rate = _rate(since, self._batch_size)
-        self.metrics(step, "train", means)
+        self.metrics(step, "train", means | skipped)
         self.write(step, {f"train/{self._unit} per second": rate})
         if self._bar is None:
             left = int((self._stop - step) * self._batch_size / rate)
-            shown = {name: value for name, value in means.items() if value or not name.endswith(" skipped")}
+            shown = means | {name: value for name, value in skipped.items() if value}
             numbers = "  ".join(f"{name} {value:.4g}" for name, value in shown.items())
             self.say(
                 f"step {step}/{self._stop}  {numbers}  {rate:,.0f} {self._unit}/s  {left // 60}:{left % 60:02d} left"
@@ -221,19 +222,28 @@ def read(directory: Path, *, whole: bool = False) -> list[dict[str, Any]]:
     return rows
 
 
-def _mean(values: np.ndarray) -> float:
-    """The mean of those steps that have a value: an objective that is not due has none."""
-    values = values[~np.isnan(values)]
-    return float(values.mean(dtype=np.float64)) if len(values) else math.nan
+def _means(since: list[Progress]) -> tuple[dict[str, float], dict[str, float]]:
+    """Means of all metrics, each over the steps at which its objective was due; shares of these that were skipped."""
+    means, skipped = {}, {}
+    for name in since[0].reports:
+        report = jax.tree.map(lambda *x: np.concatenate(x), *(p.reports[name] for p in since))
+        if not report.due.any():
+            continue
+        values = report.metrics
+        if report.skipped is not None:
+            values = values | {f"{name} gradient norm": report.gradient_norm}
+            skipped[f"{name} skipped"] = float(report.skipped[report.due].mean())
+        means |= {key: float(value[report.due].mean(dtype=np.float64)) for key, value in values.items()}
+    return means, skipped
 
 
 def _pieces(progress: Progress, every: int) -> Iterator[Progress]:
     """Cuts what happened in a chunk at the multiples of `every`."""
-    start, _, metrics, seconds = progress
+    start, _, reports, seconds = progress
     first, total = start, progress.stop - start
     while start < progress.stop:
         stop = min(progress.stop, (start // every + 1) * every)
-        part = {name: values[start - first : stop - first] for name, values in metrics.items()}
+        part = jax.tree.map(lambda values, a=start - first, b=stop - first: values[a:b], reports)
         yield Progress(start, stop, part, seconds * (stop - start) / total)
         start = stop
 

@@ -8,7 +8,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jaxgen.errors import UserError
-from jaxgen.step import Step, over_seeds, scan_steps
+from jaxgen.step import Update, over_seeds, scan_steps
 from jaxgen.types import Batch, Metrics, PyTree, TrainState
 
 How = Literal["jit", "pmap", "shard_map"]
@@ -56,8 +56,8 @@ def compile_init(init: Callable[..., TrainState], template: TrainState) -> Calla
 
 
 def compile_steps(
-    make_step: Callable[..., Step], template: TrainState, mesh: Mesh, how: How = "jit", *, stacked: bool = False
-) -> Step:
+    make_step: Callable[..., Update], template: TrainState, mesh: Mesh, how: How = "jit", *, stacked: bool = False
+) -> Update:
     """Compiles `(state, batches) -> (state, metrics)` for chunks [K, B, ...] of steps; the old state is given up.
 
     Args:
@@ -90,7 +90,7 @@ def compile_steps(
     return split
 
 
-def over_parts(step: Step, mesh: Mesh, axis: int = 0) -> Step:
+def over_parts(step: Update, mesh: Mesh, axis: int = 0) -> Update:
     """A step of the axis "data", on each device's part of a batch, whose examples lie along that axis."""
     batch = PartitionSpec(*[None] * axis, "data")
     return jax.shard_map(step, mesh=mesh, in_specs=(PartitionSpec(), batch), out_specs=PartitionSpec())

@@ -1,14 +1,18 @@
-"""Differential privacy of training with `jaxgen.types.Private`: the (epsilon, delta) guarantee, and the noise key."""
+"""Differentially private training: clipped and noisy gradients, their (epsilon, delta) guarantee, and the noise key."""
 
 import math
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 
 from jaxgen.errors import UserError
-from jaxgen.types import Key, Objective
+from jaxgen.types import Aux, Batch, Key, Model, Objective, PyTree
 
 # Change of one example, and how far it moves a sum of gradients that are clipped to norm 1.
 RELATIONS = {"zeroed out": 1, "replaced": 2}
@@ -17,6 +21,47 @@ NOTICE = (
     "this training is private: its noise comes from the operating system, so the seed does not reproduce the run. "
     "checkpoints/ holds the key of the noise, which undoes the protection: keep that folder secret"
 )
+
+
+def privately(model: Model, *, example_norm: float, noise_multiplier: float) -> Model:
+    """The model trained by DP-SGD (Abadi et al. 2016, algorithm 1), for every objective.
+
+    The optimizer receives the mean over the batch of the examples' gradients, each clipped to the norm `example_norm`,
+    plus Gaussian noise of standard deviation `noise_multiplier * example_norm` on their sum. Each example is a batch
+    of one with its own key.
+    """
+
+    def noise(gradient: PyTree, key: Key, examples: int) -> PyTree:
+        deviation = noise_multiplier * example_norm / examples
+        return optax.tree.add_scale(gradient, deviation, optax.tree.random_like(key, gradient, jax.random.normal))
+
+    gradient = partial(_clipped, example_norm)
+    return replace(model, objectives=tuple(o._replace(gradient=gradient, noise=noise) for o in model.objectives))
+
+
+def _clipped(norm: float, loss: Callable[..., tuple[jax.Array, Aux]], *, has_aux: bool) -> Callable[..., tuple]:
+    """`jax.value_and_grad(loss)`, but with gradients of single examples that are clipped before their mean is taken."""
+    gradient = jax.value_and_grad(loss, has_aux=has_aux)
+
+    def mean(network: PyTree, batch: Batch, key: Key) -> tuple[tuple[jax.Array, Aux], PyTree]:
+        rows, one = len(next(iter(batch.values()))), partial(gradient, network)
+        examples = jax.tree.map(lambda x: x[:, None], batch)
+        keys = jax.vmap(partial(jax.random.fold_in, key))(jnp.arange(rows))
+        (values, aux), grads = jax.vmap(one)(examples, keys)
+        if aux.writes:
+            try:  # JAX refuses to leave out the axis of the examples where a value depends on them
+                jax.eval_shape(jax.vmap(lambda *each: one(*each)[0][1].writes, out_axes=None), examples, keys)
+            except ValueError:
+                raise UserError(
+                    "--optimizer.noise-multiplier: this loss writes down what depends on its examples, past the noise, "
+                    "as batch normalization does: use a model without it (such as --model.norm group), or no noise",
+                    shared=True,
+                ) from None
+        total, _ = optax.per_example_global_norm_clip(grads, norm)
+        metrics, writes = jax.tree.map(lambda x: x.mean(0), aux.metrics), jax.tree.map(lambda x: x[0], aux.writes)
+        return (values.mean(), Aux(metrics, writes)), jax.tree.map(lambda x: x / rows, total)
+
+    return mean
 
 
 def check(delta: float | None) -> None:

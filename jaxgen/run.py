@@ -49,7 +49,7 @@ from jaxgen.experiment import (
 )
 from jaxgen.files import read_json, write_atomically
 from jaxgen.guard import Guard, is_finite
-from jaxgen.step import Step, make_step, over_seeds
+from jaxgen.step import Update, make_step, over_seeds
 from jaxgen.terminal import say
 from jaxgen.train import Hook, Progress, train
 from jaxgen.types import Batch, Params, TrainState
@@ -392,7 +392,7 @@ def _train(
         return parallel.put_chunk(chunk(config, data, start, stop, rows), mesh, stacked=stacked)
 
     losses: dict[int, float] = {}
-    guard = Guard(config.run.max_bad_steps, {f"{o.name or o.wrt} loss": o.every for o in model.objectives})
+    guard = Guard(config.run.max_bad_steps)
 
     def on_checkpoint(step: int, state: TrainState) -> None:
         processes.from_main(kept)
@@ -511,7 +511,7 @@ def replay(config: Config, experiment: Experiment, data: Dataset) -> str:
     template = abstract_state(config, experiment.model, data.spec, parallel.make_mesh())
     state = initial_state(config, experiment, data, template, most=step)
 
-    def update(**options: Any) -> Step:
+    def update(**options: Any) -> Update:
         one = partial(make_step, experiment.model, ema_decay=config.optimizer.ema_decay, **options)
         if config.run.parallel != "jit":
             return parallel.over_parts(one(axis_name="data"), parallel.make_mesh())

@@ -1,4 +1,4 @@
-"""The one place that prints: text from files, data and users reaches the terminal as text, never as commands."""
+"""Output: text reaches a terminal as text, even one that lacks characters or loses its reader. Nothing else prints."""
 
 import codecs
 import os

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from jaxgen.step import Step
+from jaxgen.step import Reports, Update
 from jaxgen.types import Batch, TrainState
 
 
@@ -23,17 +23,17 @@ class Hook(NamedTuple):
 
 
 class Progress(NamedTuple):
-    """What one chunk of steps left behind: metrics [K] of the steps start..stop-1 and the seconds they took."""
+    """One chunk of steps: the reports [K] of steps start..stop-1, by objective, and the seconds that they took."""
 
     start: int
     stop: int
-    metrics: dict[str, np.ndarray]
+    reports: Reports
     seconds: float
 
 
 def train(
     state: TrainState,
-    steps: Step,
+    steps: Update,
     batches: Callable[[int, int], Batch],
     *,
     stop: int,
@@ -44,12 +44,12 @@ def train(
 ) -> TrainState:
     """Trains from `state.step` up to `stop`, or until `should_stop()` after a chunk.
 
-    While the device computes one chunk, a thread prepares the next, and the metrics of the one before are fetched: the
+    While the device computes one chunk, a thread prepares the next, and the reports of the one before are fetched: the
     device never waits for Python.
 
     Args:
       state: given up; use the returned one.
-      steps: `(state, batches [K, B, ...]) -> (state, metrics [K])`, compiled.
+      steps: `(state, batches [K, B, ...]) -> (state, reports [K])`, compiled.
       batches: `(start, stop) ->` the batches of those steps, on the device. Called from the thread.
       stop: number of steps after which training ends.
       chunk: most steps in one dispatch. A chunk never crosses a step at which a hook is due.
@@ -59,9 +59,9 @@ def train(
     """
     clock = time.perf_counter()
 
-    def report(start: int, end: int, metrics: dict[str, jax.Array]) -> None:
+    def report(start: int, end: int, reports: Reports) -> None:
         nonlocal clock
-        fetched = {name: np.asarray(value) for name, value in metrics.items()}  # waits for the chunk
+        fetched = jax.tree.map(np.asarray, reports)  # waits for the chunk
         now = time.perf_counter()
         on_progress(Progress(start, end, fetched, now - clock))
         clock = now
@@ -73,10 +73,10 @@ def train(
         for i, (start, end) in enumerate(spans):
             batch = following.pop().result()
             following = [thread.submit(batches, *span) for span in spans[i + 1 : i + 2]]
-            state, metrics = steps(state, batch)
+            state, reports = steps(state, batch)
             if unreported:
                 report(*unreported)
-            unreported = start, end, metrics
+            unreported = start, end, reports
             due = [hook for hook in hooks if end % hook.every == 0 or end == stop]
             stopping = should_stop()
             if due or stopping or end == stop:

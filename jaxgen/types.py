@@ -14,6 +14,7 @@ Scalar = jax.Array  # shape []
 Params = dict[str, PyTree]  # one entry per network
 Batch = dict[str, jax.Array]  # leading axis = example; uint8, int32 or float32 as stored
 Metrics = dict[str, jax.Array]  # scalars
+Step = jax.Array  # int32 [], the number of finished steps
 
 
 class Aux(NamedTuple):
@@ -27,31 +28,57 @@ class Aux(NamedTuple):
     writes: Params = {}
 
 
-class Private(NamedTuple):
-    """An optimiser that sees no gradient but in privacy: DP-SGD (Abadi et al. 2016, algorithm 1).
-
-    Its `update` is given the mean over the batch of the examples' gradients, each clipped to the norm `example_norm`,
-    and Gaussian noise on it: of their sum the standard deviation `noise_multiplier * example_norm`.
-    """
-
-    init: Callable[[PyTree], PyTree]
-    update: Callable[..., tuple[PyTree, PyTree]]
-    example_norm: float
-    noise_multiplier: float
-
-
 class Objective(NamedTuple):
-    """Minimise `loss(params, batch, key)` with respect to `params[wrt]`, at every `every`-th step.
+    """Minimize `loss(params, batch, key, step)` with respect to `params[wrt]`, at every `every`-th step.
 
-    Objectives on the same network share one optimiser and its state, as a loss and its lazy regulariser should (Karras
-    et al. 2020, appendix B); `name` tells them apart in the metrics, and is by default that of the network.
+    Objectives on the same network share one optimizer and its state, as a loss and its lazy regularizer should (Karras
+    et al. 2020, appendix B).
+
+    Attributes:
+      name: in reports, by default that of the network.
+      gradient: `(loss, has_aux=True) -> ((network, batch, key) -> ((value, aux), gradient))`, on a part of a batch.
+      noise: `(gradient, key, number of examples) -> gradient`, applied once to the mean over all parts of a batch.
     """
 
     wrt: str
-    loss: Callable[[Params, Batch, Key], tuple[Scalar, Aux]]
-    optimizer: optax.GradientTransformation | Private
+    loss: Callable[[Params, Batch, Key, Step], tuple[Scalar, Aux]]
+    optimizer: optax.GradientTransformation
     every: int = 1
     name: str = ""
+    gradient: Callable[..., Callable[..., Any]] = jax.value_and_grad
+    noise: Callable[[PyTree, Key, int], PyTree] | None = None
+
+
+class Report(NamedTuple):
+    """What a step reports of one objective: scalars, or [K] over steps.
+
+    Attributes:
+      due: bool, whether the objective was due; where it was not, the numbers below are 0.
+      loss: its value.
+      metrics: of the loss.
+      gradient_norm: with a guard, the norm of the gradient.
+      skipped: with a guard, bool, whether the update was left out since loss or gradient were not finite.
+    """
+
+    due: jax.Array
+    loss: jax.Array
+    metrics: Metrics
+    gradient_norm: jax.Array | None = None
+    skipped: jax.Array | None = None
+
+
+class Codec(NamedTuple):
+    """Stored data and what a model sees of them.
+
+    Attributes:
+      observe: `(batch, key) -> x [B, ...]`; the key is for data that are drawn anew each time, as a binarization is.
+      store: `x -> samples` of the shape and dtype of the stored data.
+      protocol: whatever a likelihood of x depends on, such as {"binarization": "dynamic"}.
+    """
+
+    observe: Callable[[Batch, Key], jax.Array]
+    store: Callable[[jax.Array], jax.Array]
+    protocol: dict[str, str | int] = {}
 
 
 @dataclass(frozen=True, kw_only=True)

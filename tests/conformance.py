@@ -15,7 +15,7 @@ from scipy import stats
 
 from jaxgen import parallel
 from jaxgen.step import init_state, make_step
-from jaxgen.types import Aux, Batch, Model, Private, TrainState
+from jaxgen.types import Aux, Batch, Model, TrainState
 
 DEVICES = 4
 
@@ -39,8 +39,8 @@ def same_key_same_result(model: Model, step: Callable, batch: Batch) -> None:
     sample = jax.jit(lambda params, key: model.sample(params, key, 3))
 
     def result():
-        state, metrics = step(initial(model, batch), batch)
-        return state.params, metrics, sample(state.params, jax.random.key(1))
+        state, reports = step(initial(model, batch), batch)
+        return state.params, reports, sample(state.params, jax.random.key(1))
 
     first = result()
     jax.tree.map(np.testing.assert_array_equal, first, result())
@@ -52,8 +52,8 @@ def same_key_same_result(model: Model, step: Callable, batch: Batch) -> None:
 def loss_falls(model: Model, step: Callable, batch: Batch, loss: str, steps: int = 60) -> None:
     state, losses = initial(model, batch), []
     for _ in range(steps):
-        state, metrics = step(state, batch)
-        losses.append(metrics[loss])
+        state, reports = step(state, batch)
+        losses.append(next(r.metrics[loss] for r in reports.values() if loss in r.metrics))
     assert np.mean(losses[-10:]) < np.mean(losses[:10])
 
 
@@ -85,8 +85,8 @@ def devices_agree(model: Model, batch: Batch) -> None:
         template = parallel.sharded(jax.eval_shape(lambda: initial(model, batch)), mesh)
         state = parallel.compile_init(partial(init_state, model), template)(jax.random.key(0), batch)
         steps = parallel.compile_steps(partial(make_step, model), template, mesh)
-        state, metrics = steps(state, parallel.put_chunk(chunk, mesh))
-        results.append(jax.device_get((state.params, metrics)))
+        state, reports = steps(state, parallel.put_chunk(chunk, mesh))
+        results.append(jax.device_get((state.params, reports)))
     close(*results)
 
 
@@ -99,18 +99,18 @@ def mapped_steps_agree_with_jit(model: Model, batch: Batch) -> None:
     """With noise that belongs to an example and not to a place, a mapped step equals the plain one."""
     start, model = initial(model, batch), noise_by_example(model)
     batch = batch | {"index": jnp.arange(len(next(iter(batch.values()))))}
-    state, metrics = jax.jit(make_step(model))(start, batch)
-    close(jax.device_get((state.params, metrics)), *mapped(model, start, batch))
+    state, reports = jax.jit(make_step(model))(start, batch)
+    close(jax.device_get((state.params, reports)), *mapped(model, start, batch))
 
 
 def mapped(model: Model, state: TrainState, batch: Batch) -> list[tuple]:
-    """(params, metrics) after one step, under pmap and under shard_map."""
+    """(params, reports) after one step, under pmap and under shard_map."""
     step, mesh = make_step(model, axis_name="data"), mesh_of(DEVICES)
     shards = jax.tree.map(lambda x: x.reshape(DEVICES, -1, *x.shape[1:]), batch)
-    replicas, metrics = jax.pmap(step, in_axes=(None, 0), axis_name="data")(state, shards)
-    pmapped = jax.tree.map(lambda x: x[0], (replicas.params, metrics))
-    sharded, metrics = jax.jit(jax.shard_map(step, mesh=mesh, in_specs=(P(), P("data")), out_specs=P()))(state, batch)
-    return jax.device_get([pmapped, (sharded.params, metrics)])
+    replicas, reports = jax.pmap(step, in_axes=(None, 0), axis_name="data")(state, shards)
+    pmapped = jax.tree.map(lambda x: x[0], (replicas.params, reports))
+    sharded, reports = jax.jit(jax.shard_map(step, mesh=mesh, in_specs=(P(), P("data")), out_specs=P()))(state, batch)
+    return jax.device_get([pmapped, (sharded.params, reports)])
 
 
 def mesh_of(count: int) -> jax.sharding.Mesh:
@@ -124,7 +124,7 @@ compiled_init = jax.jit(init_state, static_argnums=0)  # once a model
 
 def initial(model: Model, batch: Batch) -> TrainState:
     state = compiled_init(model, jax.random.key(0), batch)
-    private = any(isinstance(objective.optimizer, Private) for objective in model.objectives)
+    private = any(objective.noise for objective in model.objectives)
     return state.replace(noise=jax.random.key(5) if private else None)
 
 
@@ -133,11 +133,11 @@ def noise_by_example(model: Model) -> Model:
     from dataclasses import replace
 
     def split(objective):
-        def loss(params, batch, key):
+        def loss(params, batch, key, step):
             def one(example):
                 index = example.pop("index")
                 example = jax.tree.map(lambda x: x[None], example)
-                return objective.loss(params, example, jax.random.fold_in(jax.random.key(7), index))
+                return objective.loss(params, example, jax.random.fold_in(jax.random.key(7), index), step)
 
             value, aux = jax.vmap(one)(dict(batch))
             return value.mean(), Aux(*jax.tree.map(lambda x: x.mean(0), tuple(aux)))

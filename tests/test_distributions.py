@@ -8,6 +8,7 @@ from conformance import check_frequencies
 from scipy import stats
 
 from jaxgen import distributions as d
+from jaxgen.emissions import bernoulli, discretized_logistic, normal
 
 
 def test_bernoulli_equals_the_definition_and_is_finite_far_out():
@@ -52,40 +53,32 @@ def test_discretized_logistic_has_finite_gradients_for_extreme_parameters():
     x = jnp.array([0.0, 0.5, 1.0])
 
     def total(parameters):
-        return d.discretized_logistic().log_prob(x[:, None], parameters).sum()
+        return discretized_logistic().log_prob(x[:, None], parameters).sum()
 
     for parameters in ([[0.0, -30.0]] * 3, [[50.0, -5.0]] * 3, [[0.5, 30.0]] * 3):
         assert np.isfinite(jax.grad(total)(jnp.array(parameters))).all()
 
 
-@pytest.mark.parametrize("likelihood", [d.bernoulli(), d.normal(), d.normal(-1.0), d.discretized_logistic()])
-def test_likelihood_samples_have_its_mean_and_bias_starts_there(likelihood):
+@pytest.mark.parametrize("emission", [bernoulli(2), normal(2), normal(2, logvar=-1.0), discretized_logistic(2)])
+def test_samples_have_the_mean_of_the_emission_and_the_bias_starts_there(emission):
     mean = jnp.full((5, 3, 3, 2), 0.4)
-    output = likelihood.bias(mean)
-    assert output.shape == (5, 3, 3, 2 * likelihood.width)
-    np.testing.assert_allclose(likelihood.mean(output), mean, rtol=1e-5)
-    draws = jax.vmap(lambda key: likelihood.sample(key, output))(jax.random.split(jax.random.key(0), 4000))
+    output = emission.bias(mean)
+    assert output.shape == (5, 3, 3, emission.width)
+    np.testing.assert_allclose(emission.mean(output), mean, rtol=1e-5)
+    draws = jax.vmap(lambda key: emission.sample(key, output))(jax.random.split(jax.random.key(0), 4000))
     np.testing.assert_allclose(draws.mean(), 0.4, atol=0.01)
-    assert likelihood.log_prob(draws[0], jnp.stack([output] * 7)).shape == (7, 5)
+    assert emission.log_prob(draws[0], jnp.stack([output] * 7)).shape == (7, 5, 3, 3, 2)
 
 
 @pytest.mark.parametrize("log_scale", [-7.0, -1.0, 1.0])
 def test_discretized_logistic_draws_with_the_probabilities_that_it_gives(log_scale):
-    likelihood, n = d.discretized_logistic(8), 20_000
+    emission, n = discretized_logistic(levels=8), 20_000
     output = jnp.asarray([3.5 / 7 + 0.02, log_scale])
-    p = np.exp(likelihood.log_prob(jnp.arange(8)[:, None] / 7, jnp.broadcast_to(output, (8, 2))))
-    drawn = likelihood.sample(jax.random.key(0), jnp.broadcast_to(output, (n, 2)))[:, 0]
+    p = np.exp(emission.log_prob(jnp.arange(8)[:, None] / 7, jnp.broadcast_to(output, (8, 2)))[:, 0])
+    drawn = emission.sample(jax.random.key(0), jnp.broadcast_to(output, (n, 2)))[:, 0]
     levels = np.round(7 * np.asarray(drawn)).astype(int)
     np.testing.assert_allclose(levels / 7, drawn, rtol=1e-6)
     if log_scale == -7.0:  # narrower than a level: one outcome
         np.testing.assert_array_equal(levels, p.argmax())
     else:
         check_frequencies(p, levels)
-
-
-@pytest.mark.parametrize(("likelihood", "values"), [(d.bernoulli(), [[0.0], [1.0]]), (d.categorical(), np.eye(4))])
-def test_likelihoods_draw_with_the_probabilities_that_they_give(likelihood, values):
-    output, n = jax.random.normal(jax.random.key(1), np.shape(values)[1:]), 20_000
-    p = np.exp(likelihood.log_prob(jnp.asarray(values), jnp.broadcast_to(output, np.shape(values))))
-    drawn = np.asarray(likelihood.sample(jax.random.key(2), jnp.broadcast_to(output, (n, *output.shape))))
-    check_frequencies(p, drawn.argmax(-1) if len(values) > 2 else drawn[:, 0].astype(int))

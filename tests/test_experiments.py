@@ -156,9 +156,9 @@ def losses(name: str) -> dict[str, list[float]]:
     data, model, step, *_ = built(name)
     state = jax.jit(initializer(config, model))(gather(data.train, np.arange(min(500, len(data)))))
     indices = batch_indices(len(data), config.batch_size, seed=config.seed, start=0, stop=STEPS)
-    _, metrics = jax.jit(scan_steps(step))(state, gather(data.train, indices))
-    finite = {key: np.nan_to_num(value) for key, value in metrics.items() if "loss" in key}  # where one is not due
-    return {key: [float(f"{x:.8g}") for x in value] for key, value in finite.items()}
+    _, reports = jax.jit(scan_steps(step))(state, gather(data.train, indices))
+    metrics = {key: value for report in reports.values() for key, value in report.metrics.items() if "loss" in key}
+    return {key: [float(f"{x:.8g}") for x in value] for key, value in metrics.items()}
 
 
 def test_every_experiment_has_a_test_configuration():

@@ -19,6 +19,7 @@ from jaxgen.models.gan import Loss, gan, gradient_penalty, hinge, non_saturating
 from jaxgen.networks import dcgan
 from jaxgen.networks.mlp import MLP
 from jaxgen.step import STACKED, init_state, make_step, over_seeds
+from jaxgen.types import Codec
 
 KEY = jax.random.key(7)
 NOISE = (-1.5, -0.2, 0.4, 2.0)
@@ -52,7 +53,7 @@ class Parabola(nn.Module):
 def toy(*, known=False, see=id, **options):
     return gan(
         **{"generator": Line(known), "discriminator": Parabola(see), "latents": 1, "loss": non_saturating()}
-        | {"observe": lambda batch: batch["point"], "store": lambda x: x}
+        | {"codec": Codec(lambda batch, key: batch["point"], lambda x: x)}
         | {f"{name}_optimizer": optax.sgd(0.1) for name in ("generator", "discriminator")}
         | options
     )
@@ -72,14 +73,14 @@ def cloud(n=8, seed=1):
 
 
 def run(model, batch, steps, **options):
-    """The states before the first step and after each, and the metrics of each."""
-    step, states, metrics = jax.jit(make_step(model, **options)), [initial(model, batch)], []
+    """The states before the first step and after each, and the reports of each."""
+    step, states, reports = jax.jit(make_step(model, **options)), [initial(model, batch)], []
     if "ema_decay" in options:
         states = [states[0].replace(ema=states[0].params)]
     for _ in range(steps):
         state, new = step(states[-1], batch)
-        states, metrics = [*states, state], [*metrics, new]
-    return states, metrics
+        states, reports = [*states, state], [*reports, new]
+    return states, reports
 
 
 def same(one, other):
@@ -157,7 +158,7 @@ def test_both_players_descend_the_gradient_worked_out_by_hand(name):
     @partial(jax.jit, static_argnums=0)
     def gradient(objective):
         def loss(network):
-            return objective.loss(params | {objective.wrt: network}, batch, KEY)
+            return objective.loss(params | {objective.wrt: network}, batch, KEY, 0)
 
         (value, aux), grads = jax.value_and_grad(loss, has_aux=True)(params[objective.wrt])
         return {"value": value, "metric": aux.metrics[f"{objective.wrt} loss"]} | grads
@@ -225,8 +226,8 @@ def test_gradient_penalty_is_taken_at_one_random_place_between_each_pair():
 def test_penalties_due_at_every_step_are_part_of_the_loss():
     plain, full = toy(), toy(penalties=[r1(0.5), r2(2.0), gradient_penalty(10.0)])
     params, batch = plain.init(KEY, {"point": POINTS}), {"point": POINTS}
-    value, _ = plain.objectives[0].loss(params, batch, KEY)
-    total, aux = full.objectives[0].loss(params, batch, KEY)
+    value, _ = plain.objectives[0].loss(params, batch, KEY, 0)
+    total, aux = full.objectives[0].loss(params, batch, KEY, 0)
     np.testing.assert_allclose(aux.metrics["discriminator loss"], value, rtol=1e-6)
     assert len(full.objectives) == 2
     np.testing.assert_allclose(
@@ -236,15 +237,15 @@ def test_penalties_due_at_every_step_are_part_of_the_loss():
 
 def test_lazy_penalty_is_a_step_of_its_own_as_heavy_as_those_left_out():
     nothing = Loss(lambda real, fake: 0 * real, lambda real, fake: 0 * fake)
-    states, metrics = run(toy(loss=nothing, penalties=[r1(0.5, every=3)]), {"point": POINTS}, 6)
+    states, reports = run(toy(loss=nothing, penalties=[r1(0.5, every=3)]), {"point": POINTS}, 6)
     w, v, x = *PARABOLA.values(), np.array(POINTS[:, 0], np.float64)
     for t, (before, after) in enumerate(pairwise(states)):
         if t % 3 < 2:
             assert same(before.params, after.params)
-            assert np.isnan(metrics[t]["R1"])
+            assert not reports[t]["R1"].due
         else:
             slope = 2 * w * x + v
-            np.testing.assert_allclose(metrics[t]["R1"], 0.5 / 2 * (slope**2).mean(), rtol=1e-5)
+            np.testing.assert_allclose(reports[t]["R1"].metrics["R1"], 0.5 / 2 * (slope**2).mean(), rtol=1e-5)
             w, v = w - 0.1 * 3 * 0.5 * (slope * 2 * x).mean(), v - 0.1 * 3 * 0.5 * slope.mean()
             close(after.params["discriminator"], {"w": w, "v": v})
 
@@ -266,12 +267,12 @@ def test_a_step_of_one_player_leaves_the_other_as_it_is(player):
 
 
 def test_generator_waits_for_n_critic_steps():
-    states, metrics = run(toy(n_critic=3), {"point": POINTS}, 6)
+    states, reports = run(toy(n_critic=3), {"point": POINTS}, 6)
     for t, (before, after) in enumerate(pairwise(states)):
         due = t % 3 == 2
         assert same(before.params["generator"], after.params["generator"]) != due
         assert not same(before.params["discriminator"], after.params["discriminator"])
-        assert np.isnan(metrics[t]["generator loss"]) != due
+        assert reports[t]["generator"].due == due
 
 
 @pytest.mark.parametrize("pack", [1, 2, 4])
@@ -282,7 +283,7 @@ def test_pack_joins_consecutive_examples_along_the_last_axis(pack, event):
     params = model.init(KEY, {"point": x})
     assert [a.shape for a in seen] == [(1, *event[:-1], pack * event[-1])]
     seen.clear()
-    model.objectives[0].loss(params, {"point": x}, KEY)
+    model.objectives[0].loss(params, {"point": x}, KEY, 0)
     rows = [np.concatenate(list(x[i : i + pack]), axis=-1) for i in range(0, 8, pack)]
     np.testing.assert_array_equal(seen[0], np.stack(rows))
     assert seen[1].shape == seen[0].shape  # the fake ones
@@ -316,7 +317,7 @@ def test_augmentation_is_of_all_that_the_discriminator_sees():
     assert set(params) == {"generator", "discriminator"}
     for objective in model.objectives:
         seen.clear()
-        objective.loss(params, batch, KEY)
+        objective.loss(params, batch, KEY, 0)
         np.testing.assert_allclose(seen[0], POINTS + 1, rtol=1e-6)  # not adaptive: p is 1
         np.testing.assert_allclose(seen[1][:, 0], 0.8 * np.array(NOISE) + 0.3 + 1, rtol=1e-6)
     seen.clear()
@@ -336,7 +337,7 @@ def test_strength_goes_to_where_the_mean_sign_is_on_target(points, start, way):
     assert params["augmentation"]["p"] == 0
     params |= {"augmentation": {"p": jnp.float32(start)}, "discriminator": {"w": 0.0, "v": 1.0}}
     seen.clear()
-    _, aux = model.objectives[0].loss(params, batch, KEY)
+    _, aux = model.objectives[0].loss(params, batch, KEY, 0)
     np.testing.assert_allclose(seen[0], (1 + start) * batch["point"])
     p = aux.writes["augmentation"]["p"]
     np.testing.assert_allclose(p - start, way * 64 / 500_000, atol=2e-7)
@@ -428,7 +429,7 @@ def images(optimizer):
         generator=dcgan.Generator((8, 8, 1), width=4, norm="group"),
         discriminator=dcgan.Discriminator(width=4, norm="group", kernel_init=nn.initializers.lecun_normal()),
         latents=3, num_classes=3, loss=relativistic(), penalties=[r1(0.1), r2(0.1)],
-        observe=lambda batch: batch["image"] / 127.5 - 1, store=lambda x: to_uint8((x + 1) / 2),
+        codec=Codec(lambda batch, key: batch["image"] / 127.5 - 1, lambda x: to_uint8((x + 1) / 2)),
         generator_optimizer=optax.sgd(1e-3), discriminator_optimizer=optimizer,
     )  # fmt: skip
 

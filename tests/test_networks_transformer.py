@@ -68,10 +68,10 @@ def test_what_was_kept_gives_what_reading_anew_gives(kind):
     @partial(jax.jit, static_argnums=1)
     def kept(variables, prompt):
         output, cache = net.apply(variables, tokens[:, :prompt], method="prefill")
-        apart = {"params": net.unstacked(variables["params"])}
+        extend = net.writer(variables["params"])
 
         def step(cache, token):
-            output, cache = net.apply(apart, token, cache, method="extend")
+            output, cache = extend(token, cache)
             return cache, output
 
         _, outputs = jax.lax.scan(step, cache, tokens[:, prompt:-1].T)

@@ -26,7 +26,7 @@ def regression(noise: float = 0.0) -> Model:
         y = jnp.tanh(batch["x"] @ p["w"]) @ p["v"] + p["c"] + noise * jax.random.normal(key, (len(batch["x"]), 5))
         return {"loss": ((y - batch["y"]) ** 2).sum(-1)}
 
-    def loss(params, batch, key):
+    def loss(params, batch, key, step):
         value = evaluate(params, batch, key)["loss"].mean()
         return value, Aux({"loss": value})
 

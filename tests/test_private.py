@@ -22,10 +22,10 @@ from jaxgen.data import load_images
 from jaxgen.data.source import batch_indices
 from jaxgen.errors import UserError
 from jaxgen.experiment import abstract_state, built, guarantee
-from jaxgen.privacy import RELATIONS, default_delta, epsilon, gaussian_delta, releases
+from jaxgen.privacy import RELATIONS, default_delta, epsilon, gaussian_delta, privately, releases
 from jaxgen.run import chunk, initial_state, run
 from jaxgen.step import make_step
-from jaxgen.types import Aux, Model, Objective, Private
+from jaxgen.types import Aux, Model, Objective
 
 pytestmark = pytest.mark.usefixtures("one_device")
 
@@ -33,8 +33,8 @@ pytestmark = pytest.mark.usefixtures("one_device")
 def private(model: Model, *, norm: float, noise: float, optimizer=None) -> Model:
     """The same model, trained in private."""
     one = model.objectives[0]
-    optimizer = Private(*(optimizer or one.optimizer), norm, noise)
-    return replace(model, objectives=(one._replace(optimizer=optimizer),))
+    model = replace(model, objectives=(one._replace(optimizer=optimizer or one.optimizer),))
+    return privately(model, example_norm=norm, noise_multiplier=noise)
 
 
 def first(steps: int = 1, size: int = 8) -> dict:
@@ -44,8 +44,8 @@ def first(steps: int = 1, size: int = 8) -> dict:
 def change(model: Model, batch: dict, **options):
     """What one step adds to the parameters."""
     state = initial(model, batch)
-    new, metrics = jax.jit(make_step(model, **options))(state, batch)
-    return jax.tree.map(jnp.subtract, new.params, state.params), metrics
+    new, reports = jax.jit(make_step(model, **options))(state, batch)
+    return jax.tree.map(jnp.subtract, new.params, state.params), reports
 
 
 def test_gradients_are_clipped_one_by_one():
@@ -55,7 +55,7 @@ def test_gradients_are_clipped_one_by_one():
     loss = model.objectives[0].loss
 
     def gradient(x, y):
-        return jax.grad(lambda p: loss(p, {"x": x[None], "y": y[None]}, jax.random.key(0))[0])(params)
+        return jax.grad(lambda p: loss(p, {"x": x[None], "y": y[None]}, jax.random.key(0), 0)[0])(params)
 
     each = list(map(jax.jit(gradient), batch["x"], batch["y"]))
     lengths = np.array([math.sqrt(sum(float((g**2).sum()) for g in jax.tree.leaves(one))) for one in each])
@@ -63,9 +63,9 @@ def test_gradients_are_clipped_one_by_one():
     assert 0 < (scales < 1).sum() < 8
     gradients = [jax.tree.map(lambda g, scale=scale: scale * g, one) for one, scale in zip(each, scales, strict=True)]
     expected = jax.tree.map(lambda *g: -sum(g) / 8, *gradients)
-    found, metrics = change(private(model, norm=norm, noise=0.0, optimizer=optax.sgd(1.0)), batch, guard=True)
+    found, reports = change(private(model, norm=norm, noise=0.0, optimizer=optax.sgd(1.0)), batch, guard=True)
     close(found, expected, atol=1e-5)
-    np.testing.assert_allclose(metrics["net gradient norm"], optax.tree.norm(expected), rtol=1e-5)
+    np.testing.assert_allclose(reports["net"].gradient_norm, optax.tree.norm(expected), rtol=1e-5)
     aggregate = optax.contrib.differentially_private_aggregate(norm, 0.0, key=jax.random.key(0))
     per_example = jax.tree.map(lambda *g: jnp.stack(g), *each)
     close(aggregate.update(per_example, aggregate.init(params))[0], jax.tree.map(jnp.negative, expected), atol=1e-5)
@@ -96,7 +96,7 @@ def flat() -> Model:
     """A loss without a gradient: whatever moves is noise."""
     return Model(
         init=lambda key, batch: {"net": {"a": jnp.zeros((100, 50)), "b": jnp.zeros(5000)}},
-        objectives=(Objective("net", lambda p, batch, key: (0.0 * p["net"]["b"].sum(), Aux()), optax.sgd(1.0)),),
+        objectives=(Objective("net", lambda p, batch, key, step: (0.0 * p["net"]["b"].sum(), Aux()), optax.sgd(1.0)),),
         evaluate=lambda params, batch, key: {"loss": jnp.zeros(len(batch["x"]))},
         sample=lambda params, key, n, condition=None: jnp.zeros((n, 3)),
     )
@@ -144,28 +144,29 @@ def test_devices_agree_and_parts_are_the_whole():
 
 def test_a_bad_example_is_still_found():
     model, batch = private(regression(), norm=1.0, noise=1.0), first()
-    moved, metrics = change(model, batch | {"x": batch["x"].at[2].set(jnp.nan)}, guard=True)
-    assert metrics["net skipped"] == 1
+    moved, reports = change(model, batch | {"x": batch["x"].at[2].set(jnp.nan)}, guard=True)
+    assert reports["net"].skipped
     assert not any(x.any() for x in jax.tree.leaves(moved))
 
 
 def test_what_a_loss_writes_may_not_depend_on_examples():
     def counted(of):
-        def loss(params, batch, key):
+        def loss(params, batch, key, step):
             value = ((params["net"]["w"] - batch["x"]) ** 2).mean()
             return value, Aux({"loss": value}, {"seen": params["seen"] + of(batch)})
 
-        return Model(
+        model = Model(
             init=lambda key, batch: {"net": {"w": jnp.zeros(3)}, "seen": jnp.zeros(())},
-            objectives=(Objective("net", loss, Private(*optax.sgd(0.1), 1.0, 1.0)),),
+            objectives=(Objective("net", loss, optax.sgd(0.1)),),
             evaluate=lambda params, batch, key: {"loss": batch["x"].sum(-1)},
             sample=lambda params, key, n, condition=None: jnp.zeros((n, 3)),
         )
+        return private(model, norm=1.0, noise=1.0)
 
     model, batch = counted(lambda batch: 1), first()
     assert jax.jit(make_step(model))(initial(model, batch), batch)[0].params["seen"] == 1
     model = counted(lambda batch: batch["x"].sum())
-    with pytest.raises(UserError, match="as batch normalisation does"):
+    with pytest.raises(UserError, match="as batch normalization does"):
         jax.jit(make_step(model))(initial(model, batch), batch)
 
 
@@ -304,7 +305,7 @@ def config_of(path, **options) -> vae_mnist.Config:
 def state_of(config, *, most=None):
     """The newest state of a run, and its compiled steps and batches."""
     data = vae_mnist.load(config)
-    experiment = vae_mnist.build(config, data.spec)
+    experiment = built(vae_mnist.build, config, data.spec)
     mesh = parallel.make_mesh()
     template = abstract_state(config, experiment.model, data.spec, mesh)
     make = partial(make_step, experiment.model, ema_decay=0.9, guard=True)
@@ -424,7 +425,7 @@ def test_a_private_model_starts_without_the_data(tmp_path):
     biases = []
     for optimizer in (OPTIMIZER, flags.OptimizerConfig()):
         config = config_of(tmp_path, optimizer=optimizer)
-        experiment = vae_mnist.build(config, data.spec)
+        experiment = built(vae_mnist.build, config, data.spec)
         template = abstract_state(config, experiment.model, data.spec, parallel.make_mesh())
         for test in (data, replace(data, train={"image": 255 - data.train["image"], "label": data.train["label"]})):
             params = initial_state(config, experiment, test, template).params
@@ -444,8 +445,8 @@ def test_epsilon_counts_both_players_of_a_game(tmp_path):
     value, _ = guarantee(config, model, len(data), 6).values()
     assert value.mean == pytest.approx(epsilon(noise_multiplier=1.0, releases=4, delta=1e-4))
     batch = {"image": data.train["image"][:8], "label": data.train["label"][:8]}
-    state, metrics = jax.jit(make_step(model, guard=True))(initial(model, batch), batch)
-    assert metrics["discriminator skipped"] == 0
+    state, reports = jax.jit(make_step(model, guard=True))(initial(model, batch), batch)
+    assert not reports["discriminator"].skipped
     assert np.isfinite(np.concatenate([np.ravel(x) for x in jax.tree.leaves(state.params)])).all()
 
 
@@ -486,16 +487,15 @@ def test_games_between_examples_are_refused():
     for options in ({"norm": "batch"}, {"norm": "group", "discriminator_norm": "batch"}):
         options = gan_mnist.ModelConfig(width=4, **options)
         config = gan_mnist.Config(optimizer=OPTIMIZER, model=options)
-        model = gan_mnist.build(config, spec).model
-        with pytest.raises(UserError, match="as batch normalisation does"):
+        model = built(gan_mnist.build, config, spec).model
+        with pytest.raises(UserError, match="as batch normalization does"):
             jax.eval_shape(lambda model=model: make_step(model)(initial(model, batch), batch))
 
 
-def test_an_optimiser_that_was_made_by_hand_is_refused(tmp_path):
+def test_an_optimizer_that_was_made_by_hand_is_private_too(tmp_path):
     data = vae_mnist.load(config_of(tmp_path))
 
     def build(config, spec):
         return vae_mnist.build(replace(config, optimizer=flags.OptimizerConfig()), spec)
 
-    with pytest.raises(UserError, match="vae has an optimiser without noise"):
-        built(build, config_of(tmp_path), data.spec)
+    assert all(o.noise for o in built(build, config_of(tmp_path), data.spec).model.objectives)

@@ -508,7 +508,7 @@ def test_falls_back_and_says_so_everywhere(config, tmp_path, monkeypatch, capsys
         ({"batch_size": 6}, "--batch-size 6 .* 4 devices"),
         ({"workdir": Path("/dev/null/run")}, "cannot write to /dev/null/run"),
         ({"model": vae_mnist.ModelConfig(hidden=(8, 8))}, "--model.hidden has 2 numbers"),
-        ({"model": vae_mnist.ModelConfig(free_bits=1.0, num_samples=2)}, "free bits"),
+        ({"model": vae_mnist.ModelConfig(free_bits=1.0, num_samples=2)}, "free-bits: expected only with"),
         ({"model": vae_mnist.ModelConfig(num_samples=0)}, "--model.num-samples 0: expected at least 1"),
         ({"batch_size": 0}, "--batch-size 0: expected at least 1"),
         ({"seed": -1}, "--seed -1: expected at least 0"),

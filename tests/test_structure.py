@@ -16,7 +16,7 @@ FLOORS = {
     "spectra": 0, "provenance": 0, "card": 0, "comparison": 0, "interpolation": 0, "herald": 0, "meeting": 0,
     "handover": 1,
     "ranges": 1, "cli": 2,
-    "step": 1, "privacy": 1, "distributions": 1, "data": 1, "parallel": 1, "processes": 1, "checkpoint": 1,
+    "step": 1, "privacy": 1, "distributions": 1, "emissions": 1, "data": 1, "parallel": 1, "processes": 1, "checkpoint": 1,
     "models": 2, "evaluate": 2,
     "train": 3, "log": 3, "config": 3, "guard": 3, "signals": 3, "audit": 3,
     "folder": 4, "experiment": 4, "run": 4, "classifier": 4,

@@ -13,18 +13,18 @@ from jaxgen.config import OptimizerConfig
 from jaxgen.guard import Guard
 from jaxgen.step import init_state, make_step, scan_steps
 from jaxgen.train import Hook, Progress, _chunks, train
-from jaxgen.types import Aux, Model, Objective, TrainState
+from jaxgen.types import Aux, Model, Objective, Report, TrainState
 
 
 def quadratic(every: int = 1) -> Model:
     """Two networks that each follow a loss of their own, and a counter that the first one writes."""
 
-    def first(params, batch, key):
+    def first(params, batch, key, step):
         noise = 0.1 * jax.random.normal(key)
         loss = jnp.mean((params["a"]["w"] - batch["x"] + noise) ** 2)
         return loss, Aux({"first": loss, "noise": noise}, {"count": params["count"] + 1})
 
-    def second(params, batch, key):
+    def second(params, batch, key, step):
         return (params["b"]["w"] - params["a"]["w"]) ** 2, Aux({"second": params["b"]["w"]})
 
     return Model(
@@ -48,8 +48,8 @@ def state_of(model, **options):
 def test_one_step_is_what_the_optimizer_says():
     model = quadratic()
     state = state_of(model)
-    new, metrics = make_step(model)(state, BATCH)
-    gradient = 2 * (0.0 - 3.0 + metrics["noise"])
+    new, reports = make_step(model)(state, BATCH)
+    gradient = 2 * (0.0 - 3.0 + reports["a"].metrics["noise"])
     np.testing.assert_allclose(new.params["a"]["w"], -0.1 * gradient, rtol=1e-6)
     np.testing.assert_allclose(new.params["b"]["w"], 1 - 0.1 * np.sign(1 - new.params["a"]["w"]), rtol=1e-5)
     assert int(new.step) == 1
@@ -61,21 +61,22 @@ def test_noise_is_a_function_of_key_and_step():
     step = jax.jit(make_step(quadratic()))
     state, noise = state_of(quadratic()), []
     for _ in range(3):
-        state, metrics = step(state, BATCH)
-        noise.append(float(metrics["noise"]))
+        state, reports = step(state, BATCH)
+        noise.append(float(reports["a"].metrics["noise"]))
     assert len(set(noise)) == 3
-    _, metrics = step(state.replace(step=jnp.int32(1)), BATCH)
-    assert float(metrics["noise"]) == noise[1]
+    _, reports = step(state.replace(step=jnp.int32(1)), BATCH)
+    assert float(reports["a"].metrics["noise"]) == noise[1]
 
 
 def test_an_objective_that_is_not_due_changes_nothing():
     model = quadratic(every=3)
     step, state = jax.jit(make_step(model)), state_of(model)
     for i in range(1, 7):
-        new, metrics = step(state, BATCH)
+        new, reports = step(state, BATCH)
         due = i % 3 == 0
         assert (new.params["b"]["w"] != state.params["b"]["w"]) == due
-        assert np.isnan(metrics["second"]) == (not due)
+        assert reports["b"].due == due
+        assert (reports["b"].metrics["second"] != 0) == due
         if not due:
             jax.tree.map(np.testing.assert_array_equal, new.opt_state["b"], state.opt_state["b"])
         state = new
@@ -84,18 +85,19 @@ def test_an_objective_that_is_not_due_changes_nothing():
 def test_a_step_whose_numbers_are_not_finite_changes_nothing_and_is_counted():
     model = quadratic()
     step, state = jax.jit(make_step(model, guard=True)), state_of(model)
-    state, metrics = step(state, BATCH)
-    assert metrics["a skipped"] == metrics["b skipped"] == 0
-    assert metrics["a gradient norm"] > 0
-    new, metrics = step(state, {"x": jnp.array([3.0, jnp.nan, 3.0, 3.0])})
-    assert metrics["a skipped"] == 1
-    assert metrics["b skipped"] == 0  # the other network goes on
+    state, reports = step(state, BATCH)
+    assert not reports["a"].skipped
+    assert not reports["b"].skipped
+    assert reports["a"].gradient_norm > 0
+    new, reports = step(state, {"x": jnp.array([3.0, jnp.nan, 3.0, 3.0])})
+    assert reports["a"].skipped
+    assert not reports["b"].skipped  # the other network goes on
     for before, after in [(state.params["a"], new.params["a"]), (state.opt_state["a"], new.opt_state["a"])]:
         jax.tree.map(np.testing.assert_array_equal, before, after)
     assert new.params["count"] == state.params["count"]
     assert int(new.step) == 2
-    after, metrics = step(new, BATCH)
-    assert metrics["a skipped"] == 0
+    after, reports = step(new, BATCH)
+    assert not reports["a"].skipped
     assert after.params["a"]["w"] != new.params["a"]["w"]
 
 
@@ -121,7 +123,7 @@ def test_moving_average(decay):
 
 def test_moving_average_of_a_short_run_forgets_where_it_began():
     """From 1 to parameters that stay at 0, the average is the weight of the initialization: t! 9! / (t + 9)!."""
-    still = Objective("a", lambda params, batch, key: (0.0 * params["a"].sum(), Aux()), optax.sgd(0.0))
+    still = Objective("a", lambda params, batch, key, step: (0.0 * params["a"].sum(), Aux()), optax.sgd(0.0))
     step = make_step(replace(quadratic(), objectives=(still,)), ema_decay=0.999)
     state = TrainState(jnp.int32(0), jax.random.key(0), {"a": jnp.zeros(1)}, {"a": optax.sgd(0.0).init(0.0)})
     state = state.replace(ema={"a": jnp.ones(1)})
@@ -188,12 +190,15 @@ def test_muon_moves_each_direction_of_a_kernel_equally():
 
 
 def test_a_loss_that_is_not_due_is_no_bad_step():
-    """Without a guard in the step; the second objective has a value at every third step, the others are no number."""
-    guard = Guard(3, {"b loss": 3})
-    values = np.array([np.nan, np.nan, 1.0] * 4)
-    guard.progress(Progress(0, 12, {"a loss": np.ones(12), "b loss": values}, 1.0))
+    """Without a guard in the step; the second objective is due at every third step."""
+
+    def report(due, loss):
+        return Report(due, np.broadcast_to(loss, due.shape), {})
+
+    guard, due, always = Guard(3), np.arange(12) % 3 == 2, np.ones(12, bool)
+    guard.progress(Progress(0, 12, {"a": report(always, 1.0), "b": report(due, np.where(due, 1.0, np.nan))}, 1.0))
     assert guard.count == 0
-    guard.progress(Progress(12, 21, {"a loss": np.ones(9), "b loss": np.full(9, np.nan)}, 1.0))
+    guard.progress(Progress(12, 21, {"a": report(always[:9], 1.0), "b": report(due[:9], np.nan)}, 1.0))
     assert (guard.full, guard.first) == (True, 14)
 
 
@@ -239,14 +244,14 @@ def test_hooks_see_the_state_at_their_steps():
     assert all(step == at for _, step, at in seen)
     assert [p.start for p in progress] == [0, *[p.stop for p in progress[:-1]]]
     assert progress[-1].stop == 23
-    assert all(len(p.metrics["noise"]) == p.stop - p.start for p in progress)
+    assert all(len(p.reports["a"].metrics["noise"]) == p.stop - p.start for p in progress)
 
 
 @pytest.mark.parametrize("chunk", [1, 3, 7, 50])
 def test_chunks_do_not_change_the_result(chunk):
     (one, _, a), (other, _, b) = run(chunk=4), run(chunk=chunk, periods=(9,))
     np.testing.assert_allclose(one.params["a"]["w"], other.params["a"]["w"], rtol=1e-6)
-    values = [np.concatenate([p.metrics["noise"] for p in progress]) for progress in (a, b)]
+    values = [np.concatenate([p.reports["a"].metrics["noise"] for p in progress]) for progress in (a, b)]
     np.testing.assert_array_equal(*values)
 
 

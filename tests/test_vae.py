@@ -2,6 +2,8 @@
 PCA (Tipping & Bishop 1999), x ~ N(b, W W^T + s^2 I).
 """
 
+from functools import partial
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -12,11 +14,23 @@ from conformance import check_model
 from scipy import stats
 
 from jaxgen.data.decode import dynamic_binarize, to_uint8
-from jaxgen.distributions import bernoulli, normal
+from jaxgen.emissions import bernoulli, normal
 from jaxgen.evaluate import importance_weighted_nll
-from jaxgen.models.vae import log_mean_exp, minibatch_total_correlation, vae
+from jaxgen.models.vae import (
+    beta_tc,
+    dreg,
+    elbo,
+    independent,
+    iwae,
+    log_mean_exp,
+    minibatch_total_correlation,
+    resampled,
+    staged,
+    vae,
+)
 from jaxgen.networks import conv
 from jaxgen.networks.mlp import MLP
+from jaxgen.types import Codec
 
 LOGVAR = -1.0  # of the noise
 PIXELS, LATENTS = (2, 2, 1), 3
@@ -41,14 +55,11 @@ def unit(batch, key):
 
 
 def linear(**options):
-    return vae(
-        **{"encoders": [Linear((2 * LATENTS,), event=3)], "decoders": [Linear(PIXELS)]} | options,
-        latents=[LATENTS],
-        likelihood=normal(LOGVAR),
-        observe=unit,
-        store=to_uint8,
-        optimizer=optax.sgd(0.01),
-    )
+    networks = {
+        "encoders": [Linear((2 * LATENTS,), event=3)],
+        "decoder": independent(Linear(PIXELS), normal(logvar=LOGVAR)),
+    }
+    return vae(**networks | options, latents=[LATENTS], codec=Codec(unit, to_uint8), optimizer=optax.sgd(0.01))
 
 
 @pytest.fixture(scope="module")
@@ -98,9 +109,10 @@ def test_remat_takes_the_same_gradient_in_the_memory_of_one_sample():
     batch = {"image": jnp.arange(16 * 4, dtype=jnp.uint8).reshape(16, *PIXELS)}
 
     def compiled(remat):
-        model = linear(num_samples=32, remat=remat, decoders=[MLP((256,), PIXELS)])
+        decoder = independent(MLP((256,), PIXELS), normal(logvar=LOGVAR), remat=remat)
+        model = linear(bound=iwae(32), decoder=decoder)
         params = model.init(jax.random.key(0), batch)
-        gradient = jax.jit(jax.grad(lambda params: model.objectives[0].loss(params, batch, jax.random.key(1))[0]))
+        gradient = jax.jit(jax.grad(lambda params: model.objectives[0].loss(params, batch, jax.random.key(1), 0)[0]))
         return gradient(params), gradient.lower(params).compile().memory_analysis().temp_size_in_bytes
 
     (plain, much), (again, little) = compiled(False), compiled(True)
@@ -163,31 +175,29 @@ def test_bound_grows_with_k(ppca):
 def two_layers(**options):
     return vae(
         encoders=[MLP((8,), (6,), event=3), MLP((8,), (4,))],
-        decoders=[MLP((8,), PIXELS), MLP((8,), (6,))],
+        decoder=independent(MLP((8,), PIXELS), bernoulli()),
+        priors=[MLP((8,), (6,))],
         latents=[3, 2],
-        likelihood=bernoulli(),
-        observe=unit,
-        store=to_uint8,
+        codec=Codec(unit, to_uint8),
         optimizer=optax.sgd(0.01),
         **options,
     )
 
 
 @pytest.mark.parametrize(("make", "beta"), [(linear, 1.0), (two_layers, 1.0), (two_layers, 0.3)])
-@pytest.mark.parametrize("how", [("doubly_reparameterized",), ("resampled",), ("doubly_reparameterized", "resampled")])
-def test_other_gradients_of_the_bound_have_the_mean_of_the_plain_one(make, beta, how):
+@pytest.mark.parametrize("estimator", [dreg, resampled, partial(resampled, doubly_reparameterized=True)])
+def test_other_gradients_of_the_bound_have_the_mean_of_the_plain_one(make, beta, estimator):
     """Tucker et al. 2019, Burda et al. 2015: the same bound, the same expectation of its gradient; of the first, the
     decoder's gradient is the plain one at every draw.
     """
-    plain = make(num_samples=4, beta=beta)
-    other = make(num_samples=4, beta=beta, **dict.fromkeys(how, True))
+    plain, other = make(bound=iwae(4, beta)), make(bound=estimator(4, beta))
     batch = {"image": 255 * jnp.round(jax.random.uniform(jax.random.key(1), (2, *PIXELS)))}
     params = plain.init(jax.random.key(0), batch)
     keys = jax.random.split(jax.random.key(2), 20_000)
 
     def gradients(model):
         def one(key):
-            (value, _), grad = jax.value_and_grad(model.objectives[0].loss, has_aux=True)(params, batch, key)
+            (value, _), grad = jax.value_and_grad(model.objectives[0].loss, has_aux=True)(params, batch, key, 0)
             return value, grad["vae"]
 
         return jax.jit(lambda: jax.lax.map(one, keys, batch_size=1000))()
@@ -196,7 +206,7 @@ def test_other_gradients_of_the_bound_have_the_mean_of_the_plain_one(make, beta,
     np.testing.assert_allclose(value, other_value, rtol=1e-5, atol=1e-5)
     for name in grad:
         for a, b in zip(jax.tree.leaves(grad[name]), jax.tree.leaves(other[name]), strict=True):
-            if name.startswith("decoder") and "resampled" not in how:
+            if name.startswith("decoder") and estimator is dreg:
                 np.testing.assert_allclose(a, b, atol=2e-5)
             else:
                 assert not np.allclose(a, b, atol=2e-5), name
@@ -218,48 +228,45 @@ def test_two_layers_bound_is_a_bound():
 def test_free_bits_warmup_and_beta():
     batch = {"image": (255 * jax.random.uniform(jax.random.key(1), (4, *PIXELS))).astype(jnp.uint8)}
     key = jax.random.key(2)
-    model = two_layers(beta=3.0)
+    model = two_layers(bound=elbo(3.0))
     params = jax.jit(model.init)(jax.random.key(0), batch)
-    loss, aux = jax.jit(model.objectives[0].loss)(params, batch, key)
+    loss, aux = jax.jit(model.objectives[0].loss)(params, batch, key, 0)
     np.testing.assert_allclose(loss, -aux.metrics["reconstruction"] + 3 * aux.metrics["kl"], rtol=1e-5)
 
-    model = linear(free_bits=50.0)  # far above what an untrained posterior says
+    model = linear(bound=elbo(free_bits=50.0))  # far above what an untrained posterior says
     params = model.init(jax.random.key(0), batch)
-    loss, aux = model.objectives[0].loss(params, batch, key)
+    loss, aux = model.objectives[0].loss(params, batch, key, 0)
     np.testing.assert_allclose(loss, -aux.metrics["reconstruction"] + 50 * LATENTS, rtol=1e-5)
 
-    model = linear(warmup_steps=4)
+    model = linear(bound=elbo(optax.linear_schedule(0.0, 1.0, 4)))
     params = model.init(jax.random.key(0), batch)
     compiled = jax.jit(model.objectives[0].loss)
     for step in range(6):
-        loss, aux = compiled(params, batch, key)
+        loss, aux = compiled(params, batch, key, step)
         np.testing.assert_allclose(
             loss, -aux.metrics["reconstruction"] + min(step / 4, 1) * aux.metrics["kl"], rtol=1e-5
         )
-        params = params | aux.writes
 
 
-@pytest.mark.parametrize("options", [{}, {"resampled": True}, {"warmup_steps": 4}])
-def test_first_steps_are_those_of_fewer_samples(options):
+@pytest.mark.parametrize("estimator", [iwae, resampled])
+@pytest.mark.parametrize("beta", [1.0, optax.linear_schedule(0.0, 1.0, 4)])
+def test_first_steps_are_those_of_fewer_samples(estimator, beta):
     """Loss and gradient; one sample's are those of the evidence lower bound."""
     batch = {"image": (255 * jax.random.uniform(jax.random.key(1), (4, *PIXELS))).astype(jnp.uint8)}
 
-    def descent(**more):
-        model = linear(**options | more)
+    def descent(bound):
+        model = linear(bound=bound)
         return model, jax.jit(jax.value_and_grad(model.objectives[0].loss, has_aux=True))
 
-    for early_samples in (1, 2):
-        _, first = descent(num_samples=early_samples, resampled=early_samples > 1 and "resampled" in options)
-        _, last = descent(num_samples=5)
-        model, both = descent(num_samples=5, early_samples=early_samples, early_steps=2)
+    last = estimator(5, beta)
+    for early in (elbo(beta), estimator(2, beta)):
+        (model, both), (_, first), (_, then) = map(descent, (staged(early, 2, last), early, last))
         params = model.init(jax.random.key(0), batch)
         for step in range(4):
-            (value, aux), grad = both(params, batch, jax.random.key(2))
-            (expected, _), gradient = (first if step < 2 else last)(params, batch, jax.random.key(2))
+            (value, _), grad = both(params, batch, jax.random.key(2), step)
+            (expected, _), gradient = (first if step < 2 else then)(params, batch, jax.random.key(2), step)
             np.testing.assert_allclose(value, expected, rtol=1e-6)
             jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), grad, gradient)
-            params = params | aux.writes
-            assert params["warmup"]["steps"] == step + 1
 
 
 def test_total_correlation_of_a_batch():
@@ -275,7 +282,7 @@ def test_total_correlation_of_a_batch():
 def test_beta_tcvae_is_the_published_objective_up_to_a_constant():
     """Chen et al. 2018, eq. 4, by loops over the batch, with their estimate of log q(z) for N examples."""
     batch = {"image": (255 * jax.random.uniform(jax.random.key(1), (4, *PIXELS))).astype(jnp.uint8)}
-    plain, model = linear(), linear(total_correlation=5.0)
+    plain, model = linear(), linear(bound=beta_tc(5.0))
     params, count, key = plain.init(jax.random.key(0), batch), 1000, jax.random.key(2)
     mu, logvar = (np.asarray(a, np.float64) for a in plain.encode(params, unit(batch, None)))
     eps = np.asarray(jax.random.normal(jax.random.fold_in(jax.random.split(key)[1], 0), (1, 4, LATENTS)))[0]
@@ -283,9 +290,9 @@ def test_beta_tcvae_is_the_published_objective_up_to_a_constant():
     log_q = np.array([[stats.norm(mu[j], np.exp(logvar[j] / 2)).logpdf(z[i]) for j in range(4)] for i in range(4)])
     joint = np.log(np.exp(log_q.sum(-1)).sum(1) / (count * 4))
     each = np.log(np.exp(log_q).sum(1) / (count * 4)).sum(-1)
-    expected = plain.objectives[0].loss(params, batch, key)[0] + 4 * (joint - each).mean()
+    expected = plain.objectives[0].loss(params, batch, key, 0)[0] + 4 * (joint - each).mean()
     constant = 4 * (LATENTS - 1) * np.log(count)
-    loss, _ = model.objectives[0].loss(params, batch, key)
+    loss, _ = model.objectives[0].loss(params, batch, key, 0)
     np.testing.assert_allclose(loss, expected - constant, rtol=1e-5)
     values = (m.evaluate(params, batch, key) for m in (plain, model))  # the bound itself is what is evaluated
     jax.tree.map(np.testing.assert_array_equal, *values)
@@ -294,11 +301,9 @@ def test_beta_tcvae_is_the_published_objective_up_to_a_constant():
 def test_condition_reaches_encoder_decoder_and_samples():
     model = vae(
         encoders=[MLP((8,), (4,), event=3)],
-        decoders=[MLP((8,), PIXELS)],
+        decoder=independent(MLP((8,), PIXELS), bernoulli()),
         latents=[2],
-        likelihood=bernoulli(),
-        observe=unit,
-        store=to_uint8,
+        codec=Codec(unit, to_uint8),
         optimizer=optax.sgd(0.01),
         num_classes=3,
     )
@@ -312,66 +317,48 @@ def test_condition_reaches_encoder_decoder_and_samples():
     assert not np.array_equal(model.sample(params, key, 2, zero), model.sample(params, key, 2, one))
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"num_samples": 2, "free_bits": 1.0},
-        {"num_samples": 2, "total_correlation": 2.0},
-        {"doubly_reparameterized": True},
-        {"resampled": True},
-        {"early_steps": 5},
-        {"early_steps": 5, "early_samples": 2, "num_samples": 2},
-        {"early_samples": 2, "num_samples": 3},
-        {"latents": [1, 2]},
-    ],
-)
-def test_options_that_do_not_fit_are_refused(options):
-    with pytest.raises(ValueError, match=r"num_samples|equal"):
-        vae(
-            **{
-                "encoders": [Linear((6,), event=3)],
-                "decoders": [Linear(PIXELS)],
-                "latents": [3],
-                "likelihood": bernoulli(),
-                "observe": unit,
-                "store": to_uint8,
-                "optimizer": optax.sgd(0.1),
-            }
-            | options
-        )
-
-
 def binarized(batch, key):
     return dynamic_binarize(batch["image"], key)
 
 
 def small(optimizer, **options):
-    """A convolutional model of one layer, or with `hidden` one of multilayer perceptrons."""
-    shape = (8, 8, 1)
+    """A convolutional model of one layer, unless `options` hold other networks."""
     networks = {
         "encoders": [conv.Encoder(6, channels=(4, 4), hidden=8)],
-        "decoders": [conv.Decoder(shape, channels=(4, 4), hidden=8)],
+        "decoder": independent(conv.Decoder((8, 8, 1), channels=(4, 4), hidden=8), bernoulli()),
         "latents": [3],
     }
-    return vae(
-        **networks
-        | {"likelihood": bernoulli(), "observe": binarized, "store": to_uint8, "optimizer": optimizer}
-        | options
-    )
+    return vae(**networks | {"codec": Codec(binarized, to_uint8), "optimizer": optimizer} | options)
 
 
 TWO_LAYERS = {
     "encoders": [MLP((8,), (6,), event=3), MLP((8,), (4,))],
-    "decoders": [MLP((8,), (8, 8, 1)), MLP((8,), (6,))],
+    "decoder": independent(MLP((8,), (8, 8, 1)), bernoulli()),
+    "priors": [MLP((8,), (6,))],
     "latents": [3, 2],
 }
 
 
 @pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"bound": elbo(free_bits=1.0)}, "1 stochastic layer"),
+        ({"bound": beta_tc(2.0)}, "1 stochastic layer"),
+        ({"bound": staged(elbo(free_bits=1.0), 2, iwae(2))}, "1 stochastic layer"),
+        ({"latents": [1, 2, 3]}, "want L"),
+        ({"priors": []}, "want L"),
+    ],
+)
+def test_options_that_do_not_fit_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        small(optax.sgd(0.1), **TWO_LAYERS | options)
+
+
+@pytest.mark.parametrize(
     "options",
     [
-        {"num_classes": 3, "warmup_steps": 5},
-        TWO_LAYERS | {"num_samples": 3, "doubly_reparameterized": True, "early_samples": 2, "early_steps": 1},
+        {"num_classes": 3, "bound": elbo(optax.linear_schedule(0.0, 1.0, 5))},
+        TWO_LAYERS | {"bound": staged(iwae(2), 1, dreg(3))},
     ],
     ids=["conv, conditional, warm-up", "two layers, DReG, of fewer samples first"],
 )

@@ -11,8 +11,9 @@ import optax
 
 from jaxgen import parallel, processes
 from jaxgen.data.source import batch_indices
-from jaxgen.models.vae import vae
+from jaxgen.models.vae import independent, vae
 from jaxgen.step import init_state, make_step
+from jaxgen.types import Codec
 
 
 def train(folder: str, variants: str, *address: str) -> None:
@@ -21,18 +22,16 @@ def train(folder: str, variants: str, *address: str) -> None:
     Each of the variants, joined by commas, is fsdp, or what compiles the step; its parameters go to a file of its name.
     """
     from jaxgen.data.decode import to_uint8, to_unit
-    from jaxgen.distributions import bernoulli
+    from jaxgen.emissions import bernoulli
     from jaxgen.networks.mlp import MLP
 
     processes.start(*address[:1], *map(int, address[1:]))
     data = {"image": np.random.default_rng(0).integers(0, 256, (48, 6, 6, 1), np.uint8)}
     model = vae(
         encoders=[MLP((16,), (8,), event=3)],
-        decoders=[MLP((16,), (6, 6, 1))],
+        decoder=independent(MLP((16,), (6, 6, 1)), bernoulli()),
         latents=[4],
-        likelihood=bernoulli(),
-        observe=lambda batch, key: to_unit(batch["image"]),
-        store=to_uint8,
+        codec=Codec(lambda batch, key: to_unit(batch["image"]), to_uint8),
         optimizer=optax.sgd(1e-2, momentum=0.9),
     )
     mesh = parallel.make_mesh()

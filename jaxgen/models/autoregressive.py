@@ -1,7 +1,7 @@
 """Autoregressive models: p(x) as a product of p(x_t | x_<t), all of it exact.
 
-A network reads tokens and says at each what the next one may be; a `Head` turns what it says into probabilities and
-draws. Tokens are [B, T] of text, or [B, T, C] of images: T pixels of C channels each.
+A network reads tokens and gives at each the parameters of the next one's distribution, an `Emission`. Tokens are
+[B, T] of text, or [B, T, C] of images: T pixels of C channels each.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxgen.distributions import bernoulli_log_prob, logistic_mixture_log_prob, logistic_mixture_sample
-from jaxgen.types import Aux, Batch, Key, Model, Objective, Params
+from jaxgen.emissions import PLAIN, Controls, Emission
+from jaxgen.types import Aux, Batch, Codec, Key, Model, Objective, Params, Step
 
 Array = jax.Array
 
@@ -35,113 +35,8 @@ class Network(Protocol):
     def prefill(self, tokens: Array, condition: Array | None = None) -> tuple[Array, Any]:
         """[B, P, ...] -> output [B, ...] of token P, and a cache of what was read, in one pass."""
 
-    def unstacked(self, params: dict) -> dict:
-        """What `extend` reads, made of the parameters once before many tokens."""
-
-    def extend(self, token: Array, cache: Any) -> tuple[Array, Any]:
-        """The token after those [B, ...] -> output [B, ...] of the one after it, and the new cache."""
-
-
-class Controls(NamedTuple):
-    """How a token is drawn.
-
-    Attributes:
-      temperature: divides the logits; 0 takes the most probable token.
-      top_k: draw from so many most probable ones only (Fan et al. 2018).
-      top_p: draw from the fewest most probable ones that have this much probability together (Holtzman et al. 2020).
-      guidance: of a conditional model, weight of the difference that the condition makes (Ho & Salimans 2021); 1 or
-        None is the model itself, 0 the one without a condition.
-    """
-
-    temperature: float = 1.0
-    top_k: int | None = None
-    top_p: float | None = None
-    guidance: float | None = None
-
-    def check(self) -> None:
-        """Raises ValueError where a number is out of its range."""
-        if not 0 <= self.temperature < float("inf"):
-            raise ValueError(f"temperature {self.temperature}: expected 0 (the most probable token) or above")
-        if self.top_k is not None and self.top_k < 1:
-            raise ValueError(f"top-k {self.top_k}: expected at least 1, or None to draw from all tokens")
-        if self.top_p is not None and not 0 < self.top_p <= 1:
-            raise ValueError(f"top-p {self.top_p}: expected a probability above 0, up to 1")
-
-
-PLAIN = Controls()
-
-
-class Head(NamedTuple):
-    """p(token | output).
-
-    Attributes:
-      width: numbers that a network gives for one token.
-      log_prob: `(tokens [..., *event], output [..., width]) -> [...]`, in nats.
-      draw: `(key, output [B, width], controls) -> tokens [B, *event]`, int32.
-      event: shape of one token.
-    """
-
-    width: int
-    log_prob: Callable[[Array, Array], Array]
-    draw: Callable[[Key, Array, Controls], Array]
-    event: tuple[int, ...] = ()
-
-
-def categorical(size: int) -> Head:
-    """One of `size` tokens, from logits."""
-
-    def log_prob(tokens: Array, logits: Array) -> Array:
-        chosen = jnp.take_along_axis(logits, tokens[..., None].astype(jnp.int32), axis=-1)[..., 0]
-        return chosen - jax.nn.logsumexp(logits, axis=-1)
-
-    def draw(key: Key, logits: Array, controls: Controls) -> Array:
-        if controls.temperature == 0:
-            return logits.argmax(-1)
-        return jax.random.categorical(key, filtered(logits / controls.temperature, controls))
-
-    return Head(size, log_prob, draw)
-
-
-def filtered(logits: Array, controls: Controls) -> Array:
-    """[B, V] with minus infinity at each token that top-k or top-p leaves out."""
-    if controls.top_k is not None and controls.top_k < logits.shape[-1]:
-        least = jax.lax.top_k(logits, controls.top_k)[0][..., -1:]
-        logits = jnp.where(logits < least, -jnp.inf, logits)
-    if controls.top_p is not None and controls.top_p < 1:
-        order = jnp.argsort(-logits, axis=-1)
-        probability = jax.nn.softmax(jnp.take_along_axis(logits, order, axis=-1), axis=-1)
-        before = jnp.cumsum(probability, axis=-1) - probability  # that of all more probable tokens
-        kept = jnp.take_along_axis(before < controls.top_p, jnp.argsort(order, axis=-1), axis=-1)  # back in place
-        logits = jnp.where(kept, logits, -jnp.inf)
-    return logits
-
-
-def bernoulli(channels: int = 1) -> Head:
-    """Channels that are 0 or 1, independent given what came before, from logits."""
-
-    def log_prob(tokens: Array, logits: Array) -> Array:
-        return bernoulli_log_prob(tokens.astype(logits.dtype), logits).sum(-1)
-
-    def draw(key: Key, logits: Array, controls: Controls) -> Array:
-        if controls.temperature == 0:
-            return (logits > 0).astype(jnp.int32)
-        return jax.random.bernoulli(key, jax.nn.sigmoid(logits / controls.temperature)).astype(jnp.int32)
-
-    return Head(channels, log_prob, draw, (channels,))
-
-
-def logistic_mixture(components: int = 10, channels: int = 1, levels: int = 256) -> Head:
-    """PixelCNN++ (Salimans et al. 2017): a pixel's channels under a mixture of discretised logistics."""
-
-    def log_prob(tokens: Array, output: Array) -> Array:
-        return logistic_mixture_log_prob(tokens / (levels - 1), output, levels=levels)
-
-    def draw(key: Key, output: Array, controls: Controls) -> Array:
-        x = logistic_mixture_sample(key, output, channels, levels=levels, temperature=controls.temperature)
-        return jnp.round(x * (levels - 1)).astype(jnp.int32)
-
-    width = components * (1 + 2 * channels + channels * (channels - 1) // 2)
-    return Head(width, log_prob, draw, (channels,))
+    def writer(self, params: dict) -> Callable[[Array, Any], tuple[Array, Any]]:
+        """`(token [B, ...], cache) -> (output [B, ...] of the token after it, cache)`, for many tokens in a row."""
 
 
 class Condition(NamedTuple):
@@ -192,9 +87,8 @@ class Autoregressive(Model):
 def autoregressive(
     *,
     network: Network,
-    head: Head,
-    observe: Callable[[Batch, Key], Array],
-    store: Callable[[Array], Array],
+    emission: Emission,
+    codec: Codec,
     optimizer: optax.GradientTransformation,
     length: int,
     opening: Sequence[int] | Array = (),
@@ -210,9 +104,8 @@ def autoregressive(
 
     Args:
       network: what reads the tokens.
-      head: what its outputs mean.
-      observe: `(batch, key) -> tokens [B, T, ...]`, integers; the key where they are drawn, as a binarisation is.
-      store: the way back.
+      emission: the distribution of a token, given the network's output.
+      codec: stored data to tokens [B, T, ...], integers, and back.
       optimizer: of the network.
       length: tokens of a sample, unless another number is asked for.
       opening: [P, ...], what samples begin with where no prompt is given; at least as many tokens as are `given`.
@@ -228,7 +121,7 @@ def autoregressive(
         raise ValueError(f"an opening of {len(opening)} tokens: the network wants {network.given} that it is given")
 
     def init(key: Key, batch: Batch) -> Params:
-        tokens = observe(jax.tree.map(lambda a: a[:1], batch), key)
+        tokens = codec.observe(jax.tree.map(lambda a: a[:1], batch), key)
         return {"network": network.init(key, tokens, vectors(None, 1))["params"]}
 
     # What the network says --------------------------------------------------------------------------------------------
@@ -250,17 +143,18 @@ def autoregressive(
     def log_prob(
         params: Params, tokens: Array, given: Array | None = None, length: Array | None = None, **training: Any
     ) -> Array:
-        log_p = head.log_prob(tokens[:, network.given :], outputs(params, tokens, given, **training))
+        log_p = emission.log_prob(tokens[:, network.given :], outputs(params, tokens, given, **training))
+        log_p = log_p.reshape(*log_p.shape[:2], -1).sum(-1)
         if length is not None:
             log_p = jnp.where(jnp.arange(network.given, tokens.shape[1]) < length[:, None], log_p, 0.0)
         return log_p.sum(-1)
 
     def evaluate(params: Params, batch: Batch, key: Key, **training: Any) -> dict[str, Array]:
-        tokens, length = observe(batch, key), batch.get("length")
+        tokens, length = codec.observe(batch, key), batch.get("length")
         given, predicted = batch[condition.entry] if condition else None, tokens.shape[1] - network.given
         return {"loss": -log_prob(params, tokens, given, length, **training) / (predicted if per_token else 1)}
 
-    def loss(params: Params, batch: Batch, key: Key) -> tuple[Array, Aux]:
+    def loss(params: Params, batch: Batch, key: Key, step: Step) -> tuple[Array, Aux]:
         observe_key, dropout_key, kept_key = jax.random.split(key, 3)
         training = {"rngs": {"dropout": dropout_key}}
         if condition is not None and condition_dropout:
@@ -303,7 +197,7 @@ def autoregressive(
             if guided:
                 with_it, without = jnp.split(output, 2)
                 output = without + controls.guidance * (with_it - without)
-            return head.draw(jax.random.fold_in(key, position), output, controls)
+            return emission.sample(jax.random.fold_in(key, position), output, controls).astype(jnp.int32)
 
         def step(carry: tuple[Prefix, Array], i: Array) -> tuple[tuple[Prefix, Array], Array]:
             (output, cache, position), over = carry
@@ -315,10 +209,10 @@ def autoregressive(
                 token = jnp.where(over, stop, token)
                 over = over | (token == stop)
             each = jnp.concatenate([token, token]) if guided else token
-            output, cache = network.apply({"params": apart}, each, cache, method="extend")
+            output, cache = write(each, cache)
             return (Prefix(output, cache, position + 1), over), token
 
-        rows, apart = prefix.output.shape[0] // (2 if guided else 1), network.unstacked(params["network"])
+        rows, write = prefix.output.shape[0] // (2 if guided else 1), network.writer(params["network"])
         (prefix, _), tokens = jax.lax.scan(step, (prefix, jnp.zeros((rows,), bool)), jnp.arange(steps))
         return prefix, jnp.moveaxis(tokens, 0, 1)
 
@@ -345,8 +239,8 @@ def autoregressive(
         """
         controls.check()
         prompt = jnp.asarray(opening if prompt is None else prompt, jnp.int32)
-        prompt = prompt if prompt.size else prompt.reshape(0, *head.event)
-        if prompt.ndim == 1 + len(head.event):
+        prompt = prompt if prompt.size else prompt.reshape(0, *emission.event)
+        if prompt.ndim == 1 + len(emission.event):
             prompt = jnp.broadcast_to(prompt, (n, *prompt.shape))
         least = prompt.shape[1] if prompt_length is None else min(prompt_length)
         if not network.given <= least <= prompt.shape[1] <= length:
@@ -357,21 +251,23 @@ def autoregressive(
             raise ValueError(f"{length} tokens: this network ends at {network.limit}")
         known, rest = prompt[:, :least], length - least
         if not rest:
-            return store(known)
+            return codec.store(known)
         prefix = begin(params, known, condition, controls.guidance is not None)
         forced = None
         if prompt_length is not None and least < prompt.shape[1]:
-            following = jnp.zeros((n, length, *head.event), jnp.int32).at[:, : prompt.shape[1]].set(prompt)[:, least:]
+            following = (
+                jnp.zeros((n, length, *emission.event), jnp.int32).at[:, : prompt.shape[1]].set(prompt)[:, least:]
+            )
             forced = following, jnp.asarray(prompt_length) - least
         _, tokens = grow(params, prefix, key, rest, controls, forced)
-        return store(jnp.concatenate([known, tokens.astype(known.dtype)], axis=1))
+        return codec.store(jnp.concatenate([known, tokens.astype(known.dtype)], axis=1))
 
     return Autoregressive(
         init=init,
         objectives=(Objective("network", loss, optimizer),),
         evaluate=evaluate,
         sample=sample,
-        observe=observe,
+        observe=codec.observe,
         outputs=outputs,
         log_prob=log_prob,
         begin=begin,

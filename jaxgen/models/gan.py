@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxgen.types import Aux, Batch, Key, Model, Objective, Params
+from jaxgen.types import Aux, Batch, Codec, Key, Model, Objective, Params, Step
 
 Array = jax.Array
 softplus = jax.nn.softplus
@@ -29,14 +29,14 @@ class GAN(Model):
       prior: `(key, n) -> z [n, D]`.
       generate: `(params, z [B, D], condition=None) -> x [B, ...]` in the range of `observe`.
       discriminate: `(params, x [B, ...], condition=None) -> [B]`.
-      observe: `(batch) -> x [B, ...]`, what the discriminator sees of the stored data.
+      observe: `(batch, key) -> x [B, ...]`, what the discriminator sees of the stored data: the codec's.
       latents: D.
     """
 
     prior: Callable[[Key, int], Array]
     generate: Callable[..., Array]
     discriminate: Callable[..., Array]
-    observe: Callable[[Batch], Array]
+    observe: Callable[[Batch, Key], Array]
     latents: int
 
 
@@ -154,8 +154,7 @@ def gan(
     latents: int,
     loss: Loss,
     penalties: Sequence[Penalty] = (),
-    observe: Callable[[Batch], Array],
-    store: Callable[[Array], Array],
+    codec: Codec,
     generator_optimizer: optax.GradientTransformation,
     discriminator_optimizer: optax.GradientTransformation,
     n_critic: int = 1,
@@ -174,8 +173,7 @@ def gan(
       latents: D.
       loss: what the two minimise.
       penalties: what the discriminator minimises beside that.
-      observe: `(batch) -> x [B, ...]`, float32, in the range of the generator's output.
-      store: the way back, x to what is stored.
+      codec: stored data to x [B, ...], float32 in the range of the generator's output, and back.
       generator_optimizer: steps once for `n_critic` steps of the other.
       discriminator_optimizer: of the discriminator, and of lazy penalties.
       n_critic: steps of the discriminator for one of the generator.
@@ -201,7 +199,7 @@ def gan(
     # Networks: the parameters of NAME are params[NAME], what else it remembers is params[NAME_statistics] -------------
 
     def init(key: Key, batch: Batch) -> Params:
-        x, condition = observe(jax.tree.map(lambda a: a[:1], batch)), one_hot(jnp.zeros(1, jnp.int32))
+        x, condition = codec.observe(jax.tree.map(lambda a: a[:1], batch), key), one_hot(jnp.zeros(1, jnp.int32))
         generator_key, discriminator_key = jax.random.split(key)
         made = {
             "generator": generator.init(generator_key, jnp.zeros((1, latents)), condition),
@@ -253,7 +251,7 @@ def gan(
 
     def play(params: Params, batch: Batch, key: Key) -> tuple[Array, Array, Array | None, Params]:
         """Real rows, fake rows, their condition, the generator's statistics."""
-        real, condition = observe(batch), one_hot(batch.get("label"))
+        real, condition = codec.observe(batch, jax.random.fold_in(key, 2)), one_hot(batch.get("label"))
         fake, writes = call("generator", params, draw(key, len(real)), condition, training=True)
         return packed(real), packed(fake), condition, writes
 
@@ -267,7 +265,7 @@ def gan(
     def score(params: Params, condition: Array | None, key: Key) -> Callable[[Array], Array]:
         return lambda x: judge(params, x, condition, key)[0]
 
-    def discriminator_loss(params: Params, batch: Batch, key: Key) -> tuple[Array, Aux]:
+    def discriminator_loss(params: Params, batch: Batch, key: Key, step: Step) -> tuple[Array, Aux]:
         play_key, real_key, fake_key, key = jax.random.split(key, 4)
         x_real, x_fake, condition, _ = play(params, batch, play_key)
         real, writes = judge(params, x_real, condition, real_key)
@@ -284,13 +282,13 @@ def gan(
             writes, metrics = writes | {"augmentation": {"p": p}}, metrics | {"augmentation": p}
         return value, Aux(metrics, writes)
 
-    def lazy_loss(penalty: Penalty, params: Params, batch: Batch, key: Key) -> tuple[Array, Aux]:
+    def lazy_loss(penalty: Penalty, params: Params, batch: Batch, key: Key, step: Step) -> tuple[Array, Aux]:
         play_key, judge_key, key = jax.random.split(key, 3)
         real, fake, condition, _ = play(params, batch, play_key)
         value = penalty.value(score(params, condition, judge_key), real, fake, key).mean()
         return penalty.every * value, Aux({penalty.name: value})
 
-    def generator_loss(params: Params, batch: Batch, key: Key) -> tuple[Array, Aux]:
+    def generator_loss(params: Params, batch: Batch, key: Key, step: Step) -> tuple[Array, Aux]:
         play_key, real_key, fake_key = jax.random.split(key, 3)
         x_real, x_fake, condition, writes = play(params, batch, play_key)
         real, _ = judge(params, x_real, condition, real_key)
@@ -316,7 +314,7 @@ def gan(
         return call("discriminator", params, rows, one_hot(condition), training=False)[0].reshape(len(x))
 
     def evaluate(params: Params, batch: Batch, key: Key) -> dict[str, Array]:
-        x, condition = observe(batch), batch.get("label")
+        x, condition = codec.observe(batch, jax.random.fold_in(key, 2)), batch.get("label")
         real = discriminate(params, x, condition)
         fake = discriminate(params, generate(params, draw(key, len(x)), condition), condition)
         return {"discriminator loss": loss.discriminator(real, fake), "discriminator real": real}
@@ -332,7 +330,7 @@ def gan(
         z = draw(z_key, n, math.inf if truncation is None else truncation)
         if num_classes and condition is None:
             condition = jax.random.randint(label_key, (n,), 0, num_classes)
-        return store(generate(params, z, condition))
+        return codec.store(generate(params, z, condition))
 
     return GAN(
         init=init,
@@ -342,6 +340,6 @@ def gan(
         prior=draw,
         generate=generate,
         discriminate=discriminate,
-        observe=observe,
+        observe=codec.observe,
         latents=latents,
     )

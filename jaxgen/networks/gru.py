@@ -6,6 +6,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from jaxgen.networks.sequential import Sequential
+
 Array = jax.Array
 
 
@@ -21,7 +23,7 @@ class Cache(NamedTuple):
     shift: Array
 
 
-class GRU(nn.Module):
+class GRU(Sequential):
     """Tokens [B, T] or [B, T, 1], samples of a wave, -> outputs [B, T, K], each of the samples before it alone.
 
     Attributes:
@@ -55,9 +57,6 @@ class GRU(nn.Module):
         """Tokens [B, P, ...] -> output [B, K] of token P, and what is kept of those before it."""
         outputs, cache = self.whole(tokens, condition)
         return outputs[:, -1], cache
-
-    def unstacked(self, params: dict) -> dict:
-        return params
 
     def extend(self, token: Array, cache: Cache) -> tuple[Array, Cache]:
         """One more token [B, ...] -> output [B, K] of the one after it, and the cache with it."""

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxgen.networks.dropout import drop
+from jaxgen.networks.sequential import Sequential
 
 Array = jax.Array
 
@@ -30,7 +31,7 @@ class Cache(NamedTuple):
     condition: Array | None
 
 
-class MADE(nn.Module):
+class MADE(Sequential):
     """Tokens [B, T, C] -> outputs [B, T, K], each of the tokens before it alone: a perceptron with weights left out.
 
     Each hidden unit has a degree m and sees tokens 0, ..., m, directly or through units of degree m and less; output i
@@ -112,9 +113,6 @@ class MADE(nn.Module):
         hidden = self.first(x, condition) if self.hidden else None
         cache = Cache(jnp.asarray(read, jnp.int32), x, hidden, condition)
         return self.next_output(cache), cache
-
-    def unstacked(self, params: dict) -> dict:
-        return params
 
     def extend(self, token: Array, cache: Cache) -> tuple[Array, Cache]:
         """One more token [B, C] -> output [B, K] of the one after it, and the cache with it.

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from jaxgen.networks.convolution import Conv
 from jaxgen.networks.dropout import drop
+from jaxgen.networks.sequential import Sequential
 
 Array = jax.Array
 
@@ -36,7 +37,7 @@ class Cache(NamedTuple):
     condition: Array | None
 
 
-class PixelCNN(nn.Module):
+class PixelCNN(Sequential):
     """Tokens [B, T, C], the T = H * W pixels in raster order, -> outputs [B, T, K], each of the pixels before it alone.
 
     Two stacks of gated convolutions: a vertical one sees whole rows above the pixel, a horizontal one what is left of
@@ -112,9 +113,6 @@ class PixelCNN(nn.Module):
             condition=condition,
         )
         return outputs[:, row, column], cache
-
-    def unstacked(self, params: dict) -> dict:
-        return params
 
     def extend(self, token: Array, cache: Cache) -> tuple[Array, Cache]:
         """One more token [B, C] -> output [B, K] of the one after it, and the cache with it.

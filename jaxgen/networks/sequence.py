@@ -1,4 +1,4 @@
-"""Encoder and decoder of sequences whose parts are one-hot: rows of [T, V], a row of zeros being no part."""
+"""Encoder and decoder of sequences of tokens [T]; a negative token stands for none."""
 
 from typing import Any
 
@@ -12,9 +12,10 @@ Array = jax.Array
 
 
 class Encoder(nn.Module):
-    """Convolutions over a sequence, then one layer over all places (Gomez-Bombarelli et al. 2018): [B, T, V] -> [B, O].
+    """Convolutions over a sequence, then one layer over all places (Gomez-Bombarelli et al. 2018): [B, T] -> [B, O].
 
     Attributes:
+      vocabulary: number of tokens.
       width: features of a place.
       outputs: O.
       layers: convolutions, each added to its input.
@@ -22,6 +23,7 @@ class Encoder(nn.Module):
       dtype: of the arithmetic; parameters and outputs are float32.
     """
 
+    vocabulary: int
     width: int
     outputs: int
     layers: int = 3
@@ -30,7 +32,8 @@ class Encoder(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, condition: Array | None = None) -> Array:
-        places, length = x.shape[:-1], x.shape[-2]
+        places, length = x.shape, x.shape[-1]
+        x = jax.nn.one_hot(x, self.vocabulary)  # zeros where there is none
 
         def dense(features: int, x: Array, **options: Any) -> Array:  # a matrix product of two axes is the fast one
             flat = nn.Dense(features, dtype=self.dtype, **options)(x.reshape(-1, x.shape[-1]))
@@ -53,9 +56,9 @@ class Encoder(nn.Module):
 class Decoder(nn.Module):
     """A Transformer that writes a sequence, told z at each place: z [..., D] -> logits [..., T, V].
 
-    With x [B, T, V] each place has seen those before it in x. Without it the sequence is written, as draws of `key` or
-    without one by the most probable part each time; the largest of the logits returned is then the part written, and
-    after `stop` comes nothing else.
+    With tokens x [B, T] each place is given those before it in x. Without x the decoder writes the sequence: draws with
+    `key`, or without it the most probable token each time. The largest of the logits returned is then the token
+    written, and after `stop` comes nothing else.
 
     Attributes:
       length: T.
@@ -100,13 +103,13 @@ class Decoder(nn.Module):
         else:
             tokens = jnp.zeros((flat.shape[0], self.length), jnp.int32)
             if x is not None:
-                tokens = jnp.broadcast_to(x.argmax(-1), (*z.shape[:-1], self.length)).reshape(tokens.shape)
+                tokens = jnp.broadcast_to(jnp.maximum(x, 0), (*z.shape[:-1], self.length)).reshape(tokens.shape)
             logits = self.transformer(tokens, flat)
         return logits.reshape(*z.shape[:-1], self.length, self.vocabulary)
 
     def write(self, z: Array, key: Array | None) -> Array:
         network, variables = self.transformer.unbind()
-        apart = {"params": network.unstacked(variables["params"])}
+        extend = network.writer(variables["params"])
 
         def step(carry: tuple, place: Array) -> tuple[tuple, Array]:
             logits, cache, over = carry
@@ -115,7 +118,7 @@ class Decoder(nn.Module):
             ends = jnp.where(jnp.arange(self.vocabulary) == self.stop, 0.0, -jnp.inf)
             logits = jnp.where(over[:, None], ends, logits)
             token = logits.argmax(-1)
-            following, cache = network.apply(apart, token, cache, method="extend")
+            following, cache = extend(token, cache)
             return (following, cache, over | (token == self.stop)), logits
 
         nothing = jnp.zeros((z.shape[0], 0), jnp.int32)

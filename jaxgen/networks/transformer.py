@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxgen.networks.dropout import drop
+from jaxgen.networks.sequential import Sequential, Write
 
 Array = jax.Array
 
@@ -28,7 +29,7 @@ class Cache(NamedTuple):
     shift: Array
 
 
-class Transformer(nn.Module):
+class Transformer(Sequential):
     """Tokens [B, T], and an optional condition [B, K] -> logits [B, T - given, vocabulary] of tokens given, ..., T - 1.
 
     A position attends to the `context` positions up to itself: within one context to all before it, beyond it to a
@@ -101,7 +102,7 @@ class Transformer(nn.Module):
         }
         block = nn.remat(Block, prevent_cse=False) if self.remat else Block
         self.blocks = block(**options)  # a stack of them, see `all_blocks`
-        self.block = [Block(**options) for _ in range(self.layers)]  # the same ones, of `unstacked` parameters
+        self.block = [Block(**options) for _ in range(self.layers)]  # the same ones, for `writer`
         self.last_norm = norm_of(self.norm, self.bias, self.dtype)
         if not self.tied:
             self.head = nn.Dense(self.vocabulary, use_bias=False, kernel_init=init, dtype=self.dtype)
@@ -127,11 +128,12 @@ class Transformer(nn.Module):
 
         return self.logits(x[:, -1:])[:, 0], Cache(ring(keys), ring(values), jnp.asarray(read, jnp.int32), shift)
 
-    def unstacked(self, params: dict) -> dict:
-        """The parameters with every block apart, for `extend`: a part of a stack would be copied at each token."""
-        params = dict(params)
-        stack = params.pop("blocks")
-        return params | {f"block_{i}": jax.tree.map(lambda x, i=i: x[i], stack) for i in range(self.layers)}
+    def writer(self, params: dict) -> Write:
+        """`extend` with every block's parameters apart: a slice of the stack would be copied at each token."""
+        stack, rest = params["blocks"], {name: value for name, value in params.items() if name != "blocks"}
+        return super().writer(
+            rest | {f"block_{i}": jax.tree.map(lambda x, i=i: x[i], stack) for i in range(self.layers)}
+        )
 
     def extend(self, token: Array, cache: Cache) -> tuple[Array, Cache]:
         """One more token [B] -> logits [B, vocabulary] of the one after it, and the cache with it."""

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxgen.networks.dropout import drop
+from jaxgen.networks.sequential import Sequential
 
 Array = jax.Array
 
@@ -28,7 +29,7 @@ class Cache(NamedTuple):
     shift: Array
 
 
-class WaveNet(nn.Module):
+class WaveNet(Sequential):
     """Tokens [B, T] or [B, T, 1], samples of a wave, -> outputs [B, T, K], each of the samples before it alone.
 
     A convolution over the last samples, then gated ones of two taps, `dilation` samples apart, each added to its input;
@@ -91,9 +92,6 @@ class WaveNet(nn.Module):
             past.append(jnp.roll(h.swapaxes(0, 1), read % dilation, axis=0))
         recent = jnp.pad(x, ((0, 0), (self.first_kernel, 0)))[:, -self.first_kernel :]
         return outputs[:, -1], Cache(jnp.asarray(read, jnp.int32), recent, tuple(past), shift)
-
-    def unstacked(self, params: dict) -> dict:
-        return params
 
     def extend(self, token: Array, cache: Cache) -> tuple[Array, Cache]:
         """One more token [B, ...] -> output [B, K] of the one after it, and the cache with it."""
