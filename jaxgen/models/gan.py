@@ -240,14 +240,14 @@ def gan(
         """Latents [n, D], their noise within that distance of 0 (Brock et al. 2019)."""
         if prior == "uniform":
             return min(truncation, 1.0) * jax.random.uniform(key, (n, latents), minval=-1.0, maxval=1.0)
+        if prior == "mixture":
+            key, sign_key = jax.random.split(key)
         noise = (
             jax.random.truncated_normal(key, -truncation, truncation, (n, latents))
             if truncation < math.inf
             else jax.random.normal(key, (n, latents))
         )
-        if prior == "normal":
-            return noise
-        return jax.random.rademacher(jax.random.fold_in(key, 1), noise.shape, noise.dtype) + noise / 5
+        return noise if prior == "normal" else jax.random.rademacher(sign_key, noise.shape, noise.dtype) + noise / 5
 
     # The players' losses ----------------------------------------------------------------------------------------------
 
@@ -259,8 +259,9 @@ def gan(
 
     def judge(params: Params, x: Array, condition: Array | None, key: Key) -> tuple[Array, Params]:
         """D of rows as they are, or augmented; [B]."""
+        key, augment_key = jax.random.split(key)
         if augment is not None:
-            x = augment(x, key, jnp.ones(()) if augment_target is None else params["augmentation"]["p"])
+            x = augment(x, augment_key, jnp.ones(()) if augment_target is None else params["augmentation"]["p"])
         output, writes = call("discriminator", params, x, condition, training=True, key=key)
         return output.reshape(len(x)), writes
 
@@ -274,9 +275,11 @@ def gan(
         fake, writes = judge(params | writes, x_fake, condition, fake_key)
         value = loss.discriminator(real, fake).mean()
         metrics = {"discriminator loss": value, "discriminator real": real.mean(), "discriminator fake": fake.mean()}
-        for penalty in penalties:
+        for i, penalty in enumerate(penalties):
             if penalty.every == 1:
-                metrics[penalty.name] = penalty.value(score(params, condition, real_key), x_real, x_fake, key).mean()
+                judge_key, value_key = jax.random.split(jax.random.fold_in(key, i))
+                at = score(params, condition, judge_key), x_real, x_fake
+                metrics[penalty.name] = penalty.value(*at, value_key).mean()
                 value += metrics[penalty.name]
         if augment_target is not None:
             p, overfit = params["augmentation"]["p"], jnp.sign(real).mean() - augment_target

@@ -137,7 +137,7 @@ def vae(
     # Networks ---------------------------------------------------------------------------------------------------------
 
     def init(key: Key, batch: Batch) -> Params:
-        x = observe(batch, key)
+        x = observe(batch, jax.random.fold_in(key, len(encoders)))
         bias = likelihood.bias(x.mean(0))
         condition = one_hot(jnp.zeros(1, jnp.int32))
         network = {}
@@ -242,12 +242,13 @@ def vae(
         log w is written down twice, once to weigh and once to differentiate; where those are the same numbers, the
         compiler computes them once.
         """
-        eps, frozen = noise(key, K, x), _freeze(params)
+        pick_key = jax.random.fold_in(key, len(latents))  # `noise` folds the key with the numbers below
+        eps, frozen = noise(jax.random.clone(key), K, x), _freeze(params)
         t = terms_of(frozen, x, eps, condition)
         log_w = t.log_weight(beta)
         w = weight = jax.nn.softmax(log_w, axis=0)
         if resampled:
-            k = jax.random.categorical(jax.random.fold_in(key, len(latents)), log_w, axis=0)[None]
+            k = jax.random.categorical(pick_key, log_w, axis=0)[None]
             eps = [jnp.take_along_axis(e, k[..., None], axis=0) for e in eps]
             w, weight = jnp.take_along_axis(w, k, axis=0), jnp.ones(())
         zs, qs = infer(params, x, eps, condition)
