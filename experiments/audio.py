@@ -133,15 +133,13 @@ def judgeable(data: Dataset) -> Dataset:
 def judge_of(spec: Spec, rate: int, load: Callable[[], Dataset]) -> Classifier | None:
     """Return a classifier of spectrograms, trained once on the labels of the data; None if the data are too few."""
 
-    def as_pictures() -> Dataset:
-        data = load()
-        splits = (
+    def as_pictures(data: Dataset) -> Dataset:
+        train, test = (
             {"image": pictures(arrays["audio"], rate), "label": arrays["label"]} for arrays in (data.train, data.test)
         )
-        train, test = splits
         return replace(data, train=train, test=test)
 
-    return classifier(as_pictures, f"{spec.digest} log-mel")
+    return classifier(load, spec.digest, form="log-mel", view=as_pictures)
 
 
 def pictures(sounds: np.ndarray, rate: int) -> np.ndarray:

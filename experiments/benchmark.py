@@ -447,7 +447,7 @@ def benchmark_nll(turns: int = 3, images: int = 100, num_samples: int = 5000) ->
 
     def bare():
         keys = jax.random.split(jax.random.key(0), images)
-        np.asarray([bare_chunk(params["vae"], x[i], keys[i]) for i in range(images)])
+        np.asarray([bare_chunk(params["vae"], *each) for each in zip(x, keys, strict=True)])
 
     measure = importance_weighted_nll(model.observe, model.log_weights, num_samples=num_samples)
     tasks = {"ours": lambda: measure(params, arrays, jax.random.key(0)), "bare loop": bare}

@@ -128,8 +128,9 @@ def experiment(model: GAN, config: Config, spec: Spec, conditional: bool) -> Exp
         return audio.exhibits(generate(params, key, labels), labels, arrays, rate)
 
     def measure(params, arrays, key, on_progress):
+        sample_key, key = jax.random.split(key)
         labels = audio.labels_in_turn(spec, config.evaluate.num_samples)
-        sounds = generate(params, key, labels)
+        sounds = generate(params, sample_key, labels)
         on_progress(0.5)
         asked = labels if conditional else None
         figures = audio.judged(sounds, asked, arrays, spec, rate, lambda: load(config))

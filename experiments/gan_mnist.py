@@ -274,7 +274,8 @@ def experiment(model: GAN, config: Config, spec: Spec, judge: Callable[[], Class
     def pictures(params, arrays, key):
         """Samples of the same latents each time, a latent a row and a class a column; paths between latents."""
         rows, columns = 10, 10
-        z = model.prior(key, rows)
+        path_key, key = jax.random.split(key)
+        z = model.prior(path_key, rows)
         label = jnp.tile(jnp.arange(columns) % classes, rows) if conditional else None
         each = jnp.repeat(z, columns, axis=0) if conditional else model.prior(key, rows * columns)
         path, ends = spherical if config.model.prior == "normal" else straight, np.asarray(z)

@@ -142,8 +142,9 @@ def experiment(model: GAN, config: Config) -> Experiment:
         return {f"{name} ({protocol})": value for name, value in count(params, key).items()}
 
     def validate(params, arrays, key):
+        sample_key, key = jax.random.split(key)
         means = evaluate(model.evaluate, params, arrays, key)
-        return count(params, key) | {name: means[name] for name in ("discriminator loss", "discriminator real")}
+        return count(params, sample_key) | {name: means[name] for name in ("discriminator loss", "discriminator real")}
 
     def warn(figures):
         hit = figures[f"modes of {len(means)}"].mean

@@ -179,14 +179,15 @@ def experiment(model: Autoregressive, config: Config, spec: Spec) -> Experiment:
     def exhibits(params, arrays, key):
         """Samples; held-out images, and below them three times what the model makes of half of their pixels."""
         n = 10
+        observe_key, completion_key, one_key, sample_key = jax.random.split(key, 4)
         some = {name: array[np.arange(n) % len(array)] for name, array in arrays.items()}
-        tokens, label = observe(some, key), some.get("label") if conditional else None
+        tokens, label = observe(some, observe_key), some.get("label") if conditional else None
         half = jnp.repeat(tokens[None, :, : pixels // 2], 3, axis=0).reshape(3 * n, -1, shape[-1])
         labels = None if label is None else np.tile(label, 3)
-        completed = sample(params, key, 3 * n, labels, prompt=half)
-        rows = np.concatenate([np.asarray(model.sample(params, key, n, prompt=tokens)), np.asarray(completed)])
+        completed = sample(params, completion_key, 3 * n, labels, prompt=half)
+        rows = np.concatenate([np.asarray(model.sample(params, one_key, n, prompt=tokens)), np.asarray(completed)])
         each = np.arange(64) % classes if conditional else None
-        return {"samples": grid(np.asarray(sample(params, key, 64, each))), "completions": grid(rows, columns=n)}
+        return {"samples": grid(np.asarray(sample(params, sample_key, 64, each))), "completions": grid(rows, columns=n)}
 
     def measure(params, arrays, key, on_progress):
         nll, count = evaluate(model.evaluate, params, arrays, key)["loss"], len(arrays["image"])

@@ -27,7 +27,7 @@ from jaxgen.data.molecules import known, to_smiles
 from jaxgen.data.vocabulary import START, STOP, Vocabulary, vocabulary
 from jaxgen.emissions import PLAIN, Controls, categorical
 from jaxgen.errors import UserError
-from jaxgen.evaluate import Estimate, estimate, evaluate
+from jaxgen.evaluate import Estimate, estimate, evaluate, per_example, ratio
 from jaxgen.experiment import Experiment, Figures, in_batches
 from jaxgen.metrics.molecules import PROPERTIES, TOLERANCE, canonical, measures, properties
 from jaxgen.models.autoregressive import Autoregressive, Condition, autoregressive
@@ -256,12 +256,14 @@ def experiment(model: Autoregressive, words: Vocabulary, config: Config, spec: S
         return pictures(smiles)
 
     def validate(params, arrays, key):
-        loss = evaluate(model.evaluate, params, arrays, key)["loss"]
-        return {"loss": loss} | glance(to_smiles(draw_many(params, key, BATCH), words))
+        evaluate_key, sample_key = jax.random.split(key)
+        loss = evaluate(model.evaluate, params, arrays, evaluate_key)["loss"]
+        return {"loss": loss} | glance(to_smiles(draw_many(params, sample_key, BATCH), words))
 
     def measure(params, arrays, key, on_progress):
         """Likelihood; samples of the model at large; then, for each property, samples of held-out values of it."""
         count, options = len(arrays["tokens"]), config.evaluate
+        evaluate_key, sample_key, key = jax.random.split(key, 3)
         controls = Controls(options.temperature)
         at = f", temperature {options.temperature:g}" if options.temperature != 1 else ""
         guided, by = controls._replace(guidance=options.guidance), at
@@ -269,14 +271,14 @@ def experiment(model: Autoregressive, words: Vocabulary, config: Config, spec: S
             by += f", guidance {options.guidance:g}"
         if options.candidates > 1:
             by += f", the best of {options.candidates}"
-        nll = evaluate(model.evaluate, params, arrays, key)["loss"]
-        tokens = float((arrays["length"] - 1).mean())
+        nll = per_example(model.evaluate, params, arrays, evaluate_key)["loss"]
         given = f", given {', '.join(config.model.conditions)}" if config.model.conditions else ""
         figures = {
-            f"test NLL, nats per molecule ({protocol}{given}, {count:,} molecules)": nll,
-            f"test NLL, nats per token ({protocol}{given})": Estimate(nll.mean / tokens, nll.error / tokens),
+            f"test NLL, nats per molecule ({protocol}{given}, {count:,} molecules)": estimate(nll),
+            f"test NLL, nats per token ({protocol}{given})": ratio(nll, arrays["length"] - 1),
         }
-        drawn = draw_many(params, key, options.num_samples, None, controls, lambda share: on_progress(0.5 * share))
+        on_half = lambda share: on_progress(0.5 * share)  # noqa: E731
+        drawn = draw_many(params, sample_key, options.num_samples, None, controls, on_half)
         figures |= figures_of(to_smiles(drawn, words), to_smiles(arrays["tokens"], words), training(), protocol + at)
         n = min(count, options.num_conditions)
         for i, name in enumerate(config.model.conditions):

@@ -23,7 +23,7 @@ from jaxgen.data import Dataset, Spec
 from jaxgen.data.vocabulary import Vocabulary, vocabulary
 from jaxgen.emissions import Controls, categorical
 from jaxgen.errors import UserError
-from jaxgen.evaluate import Estimate, evaluate
+from jaxgen.evaluate import Estimate, per_example, ratio
 from jaxgen.experiment import Experiment
 from jaxgen.models.autoregressive import Autoregressive, autoregressive
 from jaxgen.networks.transformer import Transformer
@@ -148,27 +148,26 @@ def experiment(
     grow = jax.jit(model.grow, static_argnames="steps")
     sample = jax.jit(model.sample, static_argnames=("n", "length"))
 
+    characters = np.array([sum(byte & 0xC0 != 0x80 for byte in piece) for piece in words.pieces])  # that begin there
+
+    def nats(params, arrays, key):
+        """Of each window, [N]; the first of its tokens is not predicted."""
+        return (arrays["tokens"].shape[1] - 1) * per_example(model.evaluate, params, arrays, key)["loss"]
+
     def validate(params, arrays, key):
-        """Over the whole split, in nats per token; of the last window what it holds."""
-        loss = evaluate(model.evaluate, params, arrays, key)["loss"]
-        share = float((arrays["length"] - 1).mean()) / (arrays["tokens"].shape[1] - 1)
-        return {"loss": Estimate(loss.mean / share, loss.error / share)}
+        """Nats per token of the whole split."""
+        return {"loss": ratio(nats(params, arrays, key), arrays["length"] - 1)}
 
     def measure(params, arrays, key, on_progress):
-        loss = validate(params, arrays, key)["loss"]
-        per_character = characters_per_token(arrays) * math.log(2)
+        total, (tokens, length) = nats(params, arrays, key), (arrays["tokens"], arrays["length"])
+        loss, inside = ratio(total, length - 1), np.arange(1, tokens.shape[1]) < length[:, None]
+        bits = ratio(total / math.log(2), np.where(inside, characters[tokens[:, 1:]], 0).sum(1))
         perplexity = math.exp(min(loss.mean, 700.0))
         return {
             f"test loss, nats per token ({protocol})": loss,
-            f"test bits per character ({protocol})": Estimate(loss.mean / per_character, loss.error / per_character),
+            f"test bits per character ({protocol})": bits,
             f"test perplexity per token ({protocol})": Estimate(perplexity, perplexity * loss.error),
         }
-
-    def characters_per_token(arrays):
-        """The windows overlap by one token."""
-        tokens, length = arrays["tokens"], arrays["length"]
-        text = np.concatenate([window[1:end] for window, end in zip(tokens, length, strict=True)])
-        return len(words.decode(text)) / len(text)
 
     def prompted(n):
         """[P] tokens of the prompt, and how many come after them."""
@@ -194,7 +193,8 @@ def experiment(
         yield decode(prompt)
         prefix = begin(params, jnp.asarray(prompt, jnp.int32)[None])
         while left > 0:
-            prefix, tokens = grow(params, prefix, key, piece, controls_of(config.sample))
+            again = jax.random.clone(key)  # folded with each token's position
+            prefix, tokens = grow(params, prefix, again, piece, controls_of(config.sample))
             yield decode(np.asarray(tokens[0])[:left])
             left -= piece
         yield decode([], final=True)

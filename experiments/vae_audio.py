@@ -140,17 +140,21 @@ def experiment(model: VAE, config: Config, spec: Spec, conditional: bool, store:
     def exhibits(params, arrays, key):
         """And held-out sounds that went through the latents and came back."""
         labels = audio.labels_shown(spec)
+        observe_key, reconstruct_key, sample_key = jax.random.split(key, 3)
         some = {name: array[np.arange(10) % len(array)] for name, array in arrays.items()}
-        rebuilt = reconstruct(params, observe(some, key), key, some["label"] if conditional else None)
+        rebuilt = reconstruct(
+            params, observe(some, observe_key), reconstruct_key, some["label"] if conditional else None
+        )
         pairs = np.stack([some["audio"], np.asarray(store(rebuilt))], axis=1).reshape(-1, some["audio"].shape[-1])
-        shown = audio.exhibits(generate(params, key, labels), labels, arrays, rate)
+        shown = audio.exhibits(generate(params, sample_key, labels), labels, arrays, rate)
         return shown | {"recordings and what became of them": in_turn(pairs, rate)}
 
     def measure(params, arrays, key, on_progress):
-        elbo = evaluate(model.evaluate, params, arrays, key)
+        evaluate_key, sample_key = jax.random.split(key)
+        elbo = evaluate(model.evaluate, params, arrays, evaluate_key)
         on_progress(0.3)
         labels = audio.labels_in_turn(spec, config.evaluate.num_samples)
-        sounds = generate(params, key, labels)
+        sounds = generate(params, sample_key, labels)
         on_progress(0.8)
         figures = {
             f"test -ELBO, nats ({protocol}, normal density)": Estimate(-elbo["elbo"].mean, elbo["elbo"].error),

@@ -35,6 +35,7 @@ from jaxgen.errors import UserError
 from jaxgen.evaluate import Estimate, estimate, importance_weighted_nll, per_example
 from jaxgen.experiment import Experiment, Latents
 from jaxgen.interpolation import straight
+from jaxgen.keys import key_for
 from jaxgen.metrics import latents
 from jaxgen.models.vae import VAE, Bound, beta_tc, dreg, elbo, independent, iwae, resampled, staged, vae
 from jaxgen.networks import conv, mlp
@@ -233,7 +234,7 @@ def experiment(model: VAE, config: Config, protocol: str, spec: Spec) -> Experim
     reconstruct, decode, observe = jax.jit(model.reconstruct), jax.jit(model.decode), jax.jit(model.observe)
     encode, sample = jax.jit(model.encode), jax.jit(model.sample, static_argnames=("n", "draw"))
     nll = importance_weighted_nll(model.observe, model.log_weights, num_samples=config.evaluate.nll_samples)
-    seen = {}
+    computed = {}  # by `look`, for the newest arguments
 
     def posterior(params, batch, key):
         """Of the top layer."""
@@ -243,42 +244,51 @@ def experiment(model: VAE, config: Config, protocol: str, spec: Spec) -> Experim
 
     def watch(params, batch, key):
         """What the model says of each example, and the posterior."""
-        return model.evaluate(params, batch, key) | posterior(params, batch, key)
+        evaluate_key, posterior_key = jax.random.split(key)
+        return model.evaluate(params, batch, evaluate_key) | posterior(params, batch, posterior_key)
 
-    def look(params, arrays, key):
-        """Means of what the model says, and all of the posterior; of the last parameters it is remembered."""
-        if seen.get("params") is not params or seen["arrays"] is not arrays:
-            seen.update(params=params, arrays=arrays, values=per_example(watch, params, arrays, key))
-        values = dict(seen["values"])
+    def look(params, arrays):
+        """Means of what the model says, and all of the posterior, under the same noise each time.
+
+        Computed once for the same parameters and data: validation and exhibits both ask for it.
+        """
+        if computed.get("params") is not params or computed["arrays"] is not arrays:
+            values = per_example(watch, params, arrays, key_for("posterior"))
+            computed.update(params=params, arrays=arrays, values=values)
+        values = dict(computed["values"])
         mu, logvar = values.pop("mu"), values.pop("logvar")
         return {name: estimate(value) for name, value in values.items()}, mu, logvar
 
     def validate(params, arrays, key):
-        means, mu, _ = look(params, arrays, key)
+        means, mu, _ = look(params, arrays)
         if not np.isfinite(mu).all():  # the run is about to say so
             return means
         return means | {"active units": Estimate(float(latents.active_units(mu).sum()), 0.0)}
 
     def warn(figures):
-        mu = seen["values"]["mu"]
-        collapsed = np.isfinite(mu).all() and latents.active_units(mu).mean() <= 0.1  # some are spare in any model
-        return [latents.collapse(mu)] if collapsed else []
+        active, size = figures.get("active units"), options.latents[-1]
+        if active and active.mean <= 0.1 * size:  # some are spare in any model
+            yield (
+                f"the posterior has collapsed: {active.mean:g} of {size} latent dimensions are in use; try more "
+                "--model.warmup-steps, --model.free-bits or a smaller --model.beta"
+            )
 
     def pictures(params, arrays, key):
         """Samples; held-out images over their reconstructions; paths between pairs of them through the latents."""
         n = 10
+        observe_key, reconstruct_key, sample_key = jax.random.split(key, 3)
         first = {name: array[np.arange(4 * n) % len(array)] for name, array in arrays.items()}
         label = first["label"] if options.conditional else None
-        x = observe(first, key)
-        rebuilt = reconstruct(params, x, key, label)
+        x = observe(first, observe_key)
+        rebuilt = reconstruct(params, x, reconstruct_key, label)
         pairs = np.stack([x.reshape(4, n, *x.shape[1:]), rebuilt.reshape(4, n, *x.shape[1:])], axis=1)
         mu = encode(params, x, label)[0]
         paths = jnp.concatenate([straight(mu[2 * i], mu[2 * i + 1], np.linspace(0, 1, n)) for i in range(8)])
         path_label = None if label is None else jnp.repeat(label[:16:2], n)
-        _, means, logvar = look(params, arrays, key)
+        _, means, logvar = look(params, arrays)
         finite, labels = np.isfinite(means).all(), arrays.get("label", np.zeros(len(means), int))[:2_000]
         return {
-            "samples": grid(np.asarray(draw(params, key, 100))),
+            "samples": grid(np.asarray(draw(params, sample_key, 100))),
             "reconstructions": grid(np.asarray(to_uint8(pairs.reshape(-1, *x.shape[1:]))), columns=n),
             "latents": table(means, logvar),
             "interpolations": grid(np.asarray(to_uint8(decode(params, paths, path_label))), columns=n),
@@ -286,7 +296,7 @@ def experiment(model: VAE, config: Config, protocol: str, spec: Spec) -> Experim
 
     def measure(params, arrays, key, on_progress):
         count, k = len(arrays["image"]), config.evaluate.nll_samples
-        elbo, mu, logvar = look(params, arrays, key)
+        elbo, mu, logvar = look(params, arrays)
         some = slice(0, 10_000)  # more would cost their square
         kl, told = latents.kl(mu[some], logvar[some]).sum(1), latents.information(mu[some], logvar[some])
         of, bound = f"{len(told):,} images", f"at most {math.log(len(told)):.2f}"
@@ -319,7 +329,7 @@ def experiment(model: VAE, config: Config, protocol: str, spec: Spec) -> Experim
         protocol,
         pictures,
         validate=validate,
-        warn=warn,
+        warn=lambda figures: list(warn(figures)),
         measure=measure,
         audit=images_audit(
             draw=draw,

@@ -226,14 +226,15 @@ def experiment(model: VAE, store: Callable, words: Vocabulary, config: Config, s
         return shown | ({"interpolations": structures(stations)} if stations else {})
 
     def validate(params, arrays, key):
-        values = evaluate(model.evaluate, params, arrays, key)
+        evaluate_key, sample_key = jax.random.split(key)
+        values = evaluate(model.evaluate, params, arrays, evaluate_key)
         mu = means(params, arrays)
         some = {name: array[:BATCH] for name, array in arrays.items()}
         pairs = zip(canonical(to_smiles(some["tokens"], words)), canonical(written(params, mu[:BATCH])), strict=True)
         figures = {name: values[name] for name in ("loss", "reconstruction", "kl")}
         figures["active latents"] = Estimate(float(active_units(mu).sum()), 0.0)
         figures["rebuilt %"] = estimate(np.array([100.0 * (one == other) for one, other in pairs]))
-        return figures | glance(to_smiles(draw_many(params, key, BATCH), words))
+        return figures | glance(to_smiles(draw_many(params, sample_key, BATCH), words))
 
     def warn(figures):
         kl, active = figures["kl"].mean, figures["active latents"].mean
@@ -246,9 +247,10 @@ def experiment(model: VAE, store: Callable, words: Vocabulary, config: Config, s
 
     def measure(params, arrays, key, on_progress):
         count, k = len(arrays["tokens"]), config.evaluate.nll_samples
-        values = validate(params, arrays, key)
+        validate_key, nll_key, sample_key = jax.random.split(key, 3)
+        values = validate(params, arrays, validate_key)
         entries = {name: arrays[name] for name in ("tokens", "length")}
-        bound = nll(params, entries, key, lambda done: on_progress(0.8 * done / count))
+        bound = nll(params, entries, nll_key, lambda done: on_progress(0.8 * done / count))
         figures = {
             f"test NLL, nats per molecule ({protocol}, {k} importance samples, {count:,} molecules)": estimate(bound),
             f"test -ELBO, nats per molecule ({protocol})": values["loss"],
@@ -257,7 +259,7 @@ def experiment(model: VAE, store: Callable, words: Vocabulary, config: Config, s
             f"latents that vary, of {config.model.latents}": values["active latents"],
             f"rebuilt exactly, % ({protocol}, the most probable from the mean of the latents)": values["rebuilt %"],
         }
-        drawn = to_smiles(draw_many(params, key, config.evaluate.num_samples), words)
+        drawn = to_smiles(draw_many(params, sample_key, config.evaluate.num_samples), words)
         return figures | figures_of(drawn, to_smiles(arrays["tokens"], words), training(), protocol)
 
     return Experiment(

@@ -24,7 +24,7 @@ from jaxgen.data import Dataset, Spec
 from jaxgen.data.decode import from_mu_law, mu_law
 from jaxgen.emissions import Controls, categorical, logistic_mixture
 from jaxgen.errors import UserError
-from jaxgen.evaluate import Estimate, evaluate
+from jaxgen.evaluate import Estimate, per_example, ratio
 from jaxgen.experiment import Experiment
 from jaxgen.models.autoregressive import Autoregressive, Condition, Network, autoregressive
 from jaxgen.networks.gru import GRU
@@ -171,9 +171,8 @@ def experiment(model: Autoregressive, config: Config, spec: Spec, conditional: b
 
     def validate(params, arrays, key):
         """Over the whole split, in nats per sample of the recordings."""
-        loss = evaluate(model.evaluate, params, arrays, key, batch_size=20)["loss"]
-        share = float(arrays["length"].mean()) / length
-        return {"loss": Estimate(loss.mean / share, loss.error / share)}
+        loss = per_example(model.evaluate, params, arrays, key, batch_size=20)["loss"]  # nats / length
+        return {"loss": ratio(length * loss, arrays["length"])}
 
     def generate(params, key, labels, **options):
         return np.asarray(sample(params, key, len(labels), labels if conditional else None, **options))
@@ -183,12 +182,13 @@ def experiment(model: Autoregressive, config: Config, spec: Spec, conditional: b
         return audio.exhibits(generate(params, key, labels), labels, arrays, rate)
 
     def measure(params, arrays, key, on_progress):
-        loss = validate(params, arrays, key)["loss"]
+        evaluate_key, sample_key = jax.random.split(key)
+        loss = validate(params, arrays, evaluate_key)["loss"]
         bits = Estimate(loss.mean / math.log(2), loss.error / math.log(2))
         on_progress(0.3)
         labels = audio.labels_in_turn(spec, config.evaluate.num_samples)
         temperature = config.evaluate.temperature
-        sounds = generate(params, key, labels, controls=Controls(temperature))
+        sounds = generate(params, sample_key, labels, controls=Controls(temperature))
         on_progress(0.8)
         asked, at = labels if conditional else None, "" if temperature == 1 else f", temperature {temperature:g}"
         return {f"test bits per sample ({protocol}, exact, {len(arrays['audio']):,} recordings)": bits} | audio.judged(

@@ -23,6 +23,7 @@ from jaxgen.data.decode import to_unit
 from jaxgen.data.source import Arrays, Dataset, Spec, batch_indices, gather
 from jaxgen.errors import UserError
 from jaxgen.files import write_atomically
+from jaxgen.keys import key_of
 from jaxgen.log import bar
 from jaxgen.networks.conv import Classifier as Network
 from jaxgen.step import init_state, make_step, scan_steps
@@ -62,6 +63,8 @@ def classifier(
     digest: str,
     *,
     labels: bool = True,
+    form: str = "",
+    view: Callable[[Dataset], Dataset] = lambda data: data,
     seed: int = 0,
     steps: int = 2_500,
     batch_size: int = 128,
@@ -71,9 +74,11 @@ def classifier(
     """Return a judge trained on images; one that was trained before on the same data, if there is one.
 
     Args:
-      load: the images, and their labels; called only if nothing was trained on them before.
-      digest: identifies the data.
+      load: the data; called only if no judge is kept for `digest`.
+      digest: digest of the data. If `load` returns other data by now, the judge is kept under their digest.
       labels: train on the labels of the data; otherwise on four rotations of each image.
+      form: name of `view` in the cache.
+      view: the data -> images and labels.
       seed: of all that is random.
       steps: most steps of Adam, the learning rate falling from 1e-3 along half a cosine. Small data take fewer:
         `EPOCHS` passes, but at least `LEAST_STEPS`.
@@ -87,12 +92,21 @@ def classifier(
     Raises:
       UserError: the images have no labels.
     """
-    path = _place(cache, digest, seed, steps, batch_size, *(() if labels else ("rotation",)))
+
+    def place(digest: str) -> Path:
+        of = f"{digest} {form}".strip()
+        return _place(cache, of, seed, steps, batch_size, *(() if labels else ("rotation",)))
+
+    path = place(digest)
     found = _read(path)
     if found is None:
         data = load()
         if labels and not data.classes:
             raise UserError(f"{data.name} has no labels to train a classifier on: use labelled data, or --inception")
+        path = place(data.spec.digest)
+        found = _read(path)
+    if found is None:
+        data = view(data)
         if reason := shortage(data, labels):
             say(f"warning: {reason}")
             return None
@@ -109,7 +123,7 @@ def classifier(
 
     def named() -> str:
         if "accuracy" not in known:
-            test = load().test
+            test = view(load()).test
             images, label = (test["image"], test["label"]) if labels else _all_turns(test["image"])
             known["accuracy"] = np.mean(apply(images)[1].argmax(-1) == label)
             _write(path, found | known)
@@ -201,7 +215,7 @@ def _train(
         init=init, objectives=(Objective("classifier", loss, optimizer),), evaluate=evaluate, sample=_no_samples
     )
     arrays = {name: arrays[name] for name in ("image", "label") if name in arrays}
-    state = jax.jit(init_state, static_argnums=0)(model, jax.random.key(seed), gather(arrays, np.arange(1)))
+    state = jax.jit(init_state, static_argnums=0)(model, key_of(seed), gather(arrays, np.arange(1)))
 
     def batches(start: int, stop: int) -> Batch:
         return gather(arrays, batch_indices(len(arrays["image"]), batch_size, seed=seed, start=start, stop=stop))

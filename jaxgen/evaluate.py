@@ -37,6 +37,29 @@ def estimate(values: np.ndarray) -> Estimate:
         return Estimate(float(values.mean()), float(error))
 
 
+def ratio(totals: np.ndarray, sizes: np.ndarray) -> Estimate:
+    """Mean per unit of examples of unequal size, such as nats per token: a ratio of means, and its standard error.
+
+    With totals l_i, sizes n_i and R = sum_i l_i / sum_i n_i, the error is that of the mean of l_i - R n_i:
+
+        sqrt(sum_i (l_i - R n_i)^2 / (N (N - 1))) / mean(n)
+
+    The error is 0 where all examples have the same rate, whatever their sizes. Cochran 1977, "Sampling Techniques",
+    chapter 6.
+
+    Args:
+      totals: [N], such as the nats of each example.
+      sizes: [N], such as the tokens of each example; their sum is above 0.
+
+    >>> ratio(np.array([8.0, 80.0]), np.array([1, 10]))
+    Estimate(mean=8.0, error=0.0)
+    """
+    totals, sizes = np.asarray(totals, np.float64), np.asarray(sizes, np.float64)
+    with np.errstate(all="ignore"):  # totals that are not finite have a rate that is not finite
+        rate = totals.sum() / sizes.sum()
+        return Estimate(float(rate), estimate(totals - rate * sizes).error / float(sizes.mean()))
+
+
 def interval(value: Interval) -> Estimate:
     """With half the width of a 95 % interval in terms of a standard error."""
     return Estimate(value.value, (value.high - value.low) / (2 * 1.96))
@@ -133,7 +156,8 @@ def importance_weighted_nll(
         for i, rows in enumerate(_rows(count, size)):
             batch = {name: array[rows] for name, array in arrays.items()}
             batch["group"] = (i * size + np.arange(size)) // width  # noise belongs to a group, wherever it is computed
-            result.append(np.asarray(compiled(params, parallel.put_rows(batch, mesh), key), np.float64))
+            again = jax.random.clone(key)  # each group folds in its own number
+            result.append(np.asarray(compiled(params, parallel.put_rows(batch, mesh), again), np.float64))
             on_progress(min(count, (i + 1) * size))
         return np.concatenate(result)[:count]
 

@@ -5,6 +5,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
@@ -15,6 +16,7 @@ from jaxgen.config import Config
 from jaxgen.data.source import Arrays, Dataset, Spec, protocol
 from jaxgen.errors import UserError
 from jaxgen.evaluate import Estimate, evaluate
+from jaxgen.keys import key_for, key_of
 from jaxgen.report import Exhibit, grid
 from jaxgen.step import STACKED, init_state
 from jaxgen.types import Batch, Key, Model, Params, TrainState
@@ -124,9 +126,9 @@ def initializer(config: Config, model: Model) -> Callable[[Batch], TrainState]:
     """Makes of some examples the state before the first step; of several seeds, stacked, of the examples of each."""
     init = partial(init_state, model, ema=config.optimizer.ema_decay is not None)
     if config.seeds == 1:
-        return lambda batch: init(jax.random.key(config.seed), batch)
-    seeds = config.seed + np.arange(config.seeds)
-    return lambda batch: jax.vmap(init, out_axes=STACKED)(jax.vmap(jax.random.key)(seeds), batch)
+        return lambda batch: init(key_of(config.seed), batch)
+    keys = [key_of(config.seed + i) for i in range(config.seeds)]
+    return lambda batch: jax.vmap(init, out_axes=STACKED)(jnp.stack(keys), batch)
 
 
 def members(config: Config, params: Params) -> list[Params]:
@@ -161,7 +163,8 @@ def _same(params: Params) -> Params:
 def validate(config: Config, experiment: Experiment, params: Params, arrays: Arrays, key: Key) -> Figures:
     """What is watched while training goes on, of one seed or over several."""
     figures = experiment.validate or partial(evaluate, experiment.model.evaluate)
-    return over_members([figures(member, arrays, key) for member in members(config, params)])
+    each = members(config, params)
+    return over_members([figures(member, arrays, jax.random.clone(key)) for member in each])  # the same noise for each
 
 
 def measure(
@@ -180,7 +183,7 @@ def measure(
 
 def _measure(experiment: Experiment, params: Params, arrays: Arrays, between: Callable[[], None]) -> Figures:
     """With a bar while it takes its time."""
-    key = jax.random.key(0)
+    key = key_for("measures")
     if experiment.measure is None:
         means = evaluate(experiment.model.evaluate, params, arrays, key)
         return {f"test {name} ({experiment.protocol})": value for name, value in means.items()}
@@ -197,7 +200,7 @@ def audit(config: Config, experiment: Experiment, params: Params, data: Dataset)
     """The experiment's, of the model of the first seed."""
     if experiment.audit is None:
         return Audit()
-    found = experiment.audit(members(config, params)[0], data.train, data.test, jax.random.key(0))
+    found = experiment.audit(members(config, params)[0], data.train, data.test, key_for("audit"))
     suffix = f", seed {config.seed} alone" if config.seeds > 1 else ""
     suffix += protocol(data.held_out)
     return found._replace(figures={name + suffix: value for name, value in found.figures.items()})

@@ -21,8 +21,8 @@ Count = Annotated[int, Meta(ge=1, le=INT32)]
 """Steps, examples, tokens: at least one."""
 Index = Annotated[int, Meta(ge=0, le=INT32)]
 """From 0: a label, a row, a number of steps that may be none."""
-Seed = Annotated[int, Meta(ge=0, le=2**32 - 1)]
-"""Seed of a generator of random numbers."""
+Seed = Annotated[int, Meta(ge=0, le=2**63 - 1)]
+"""Seed of a generator of random numbers; each has a key of its own (`jaxgen.keys.key_of`)."""
 Width = Annotated[int, Meta(ge=1, le=65_536)]
 """Features of a layer, latent dimensions."""
 Depth = Annotated[int, Meta(ge=1, le=128)]
@@ -83,5 +83,5 @@ def _expected(message: str) -> str:
     if not found:
         return message.replace("`", "")
     length, sign, bound = found.groups()
-    amount = f"{float(bound):,.10g}"
+    amount = f"{int(bound):,}" if bound.lstrip("-").isdigit() else f"{float(bound):,.10g}"
     return f"{WORDS[sign]} {amount}" + (f" number{'s' * (amount != '1')}" if length else "")

@@ -49,6 +49,7 @@ from jaxgen.experiment import (
 )
 from jaxgen.files import read_json, write_atomically
 from jaxgen.guard import Guard, is_finite
+from jaxgen.keys import key_for
 from jaxgen.step import Update, make_step, over_seeds
 from jaxgen.terminal import say
 from jaxgen.train import Hook, Progress, train
@@ -385,7 +386,6 @@ def _train(
     """
     model, stacked = experiment.model, config.seeds > 1
     split, watched = data.watched
-    fixed_key = jax.random.key(0)  # the same noise at each evaluation
     rows = parallel.local_rows(config.batch_size, mesh)
 
     def batches(start: int, stop: int) -> Batch:
@@ -407,8 +407,8 @@ def _train(
             pass
 
     def evaluate(step: int, params: Params) -> None:
-        values = validate(config, experiment, params, watched, fixed_key)
-        exhibits = experiment.exhibits(members(config, params)[0], watched, fixed_key)
+        values = validate(config, experiment, params, watched, key_for("validation"))
+        exhibits = experiment.exhibits(members(config, params)[0], watched, key_for("exhibits"))
         processes.from_main(kept)
         _exhibit(config.workdir, step, exhibits)
         found = values.get(experiment.criterion)

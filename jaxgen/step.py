@@ -94,9 +94,7 @@ def descend(
     With `guard`, nothing changes where the loss or the norm of its gradient is not finite, and the report says so.
     All shards share the key `noise` of a private gradient.
     """
-    own = key
-    if axis_name is not None:
-        own = jax.random.fold_in(key, jax.lax.axis_index(axis_name))
+    own = key if axis_name is None else jax.random.fold_in(key, jax.lax.axis_index(axis_name))
     local = params if axis_name is None else _vary(params, axis_name)
 
     def loss(network: PyTree, batch: Batch, key: Key) -> tuple[jax.Array, Aux]:
@@ -173,12 +171,12 @@ def over_seeds(step: Update) -> Update:
 def _in_parts(function: Callable[[Batch, Key], PyTree], parts: int, batch: Batch, key: Key) -> PyTree:
     """The mean of `function` over equal parts of the batch, one after another, each spread over all devices."""
     split = jax.tree.map(lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1), batch)
-    keys = jax.vmap(partial(jax.random.fold_in, key))(jnp.arange(parts))
+    each = split, jax.vmap(partial(jax.random.fold_in, key))(jnp.arange(parts))
 
     def add(total: PyTree, part: tuple[Batch, Key]) -> tuple[PyTree, None]:
         return jax.tree.map(jnp.add, total, function(*part)), None
 
-    first, rest = (jax.tree.map(lambda x, part=part: x[part], (split, keys)) for part in (0, slice(1, None)))
+    first, rest = (jax.tree.map(lambda x, part=part: x[part], each) for part in (0, slice(1, None)))
     total, _ = jax.lax.scan(add, function(*first), rest)
     return jax.tree.map(lambda x: (x / parts).astype(x.dtype), total)
 

@@ -26,6 +26,7 @@ def check_model(
     """Everything below; `entry` is what the model samples, `loss` the metric that falls."""
     adam, sgd = make(optax.adam(1e-2)), make(optax.sgd(1e-3))
     step = jax.jit(make_step(adam))
+    keys_are_used_once(adam, batch)
     same_key_same_result(adam, step, batch)
     loss_falls(adam, step, batch, loss)
     evaluate_is_per_example(adam, batch, entry)
@@ -33,6 +34,16 @@ def check_model(
     devices_agree(sgd, batch)
     mapped_steps_agree(sgd, batch)
     mapped_steps_agree_with_jit(sgd, batch)
+
+
+def keys_are_used_once(model: Model, batch: Batch) -> None:
+    """A key that two draws share correlates them, also where the two draw from different distributions."""
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    with jax.debug_key_reuse(True):
+        state = jax.eval_shape(partial(init_state, model), key, batch)
+        jax.eval_shape(make_step(model), state, batch)
+        jax.eval_shape(model.evaluate, state.params, batch, key)
+        jax.eval_shape(lambda params, key: model.sample(params, key, 3), state.params, key)
 
 
 def same_key_same_result(model: Model, step: Callable, batch: Batch) -> None:

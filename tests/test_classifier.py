@@ -53,6 +53,29 @@ def test_a_damaged_file_is_trained_anew(bars, tmp_path):
     np.testing.assert_array_equal(*(j.apply(bars.test["image"])[0] for j in (judge, again)))
 
 
+def test_it_is_kept_under_the_digest_of_the_data_that_it_was_trained_on(bars, tmp_path):
+    """Data that changed after their digest was taken leave no classifier behind under that digest."""
+    images = {"image": 255 - bars.train["image"], "label": bars.train["label"]}
+    others = Dataset("others", images, bars.test, classes=bars.classes)
+
+    def trained(load, digest):
+        return classifier(lambda: load, digest, steps=1, batch_size=8, cache=tmp_path, say=lambda line: None).name
+
+    assert trained(others, bars.spec.digest).startswith("others classifier")
+    assert trained(bars, bars.spec.digest).startswith("bars classifier")
+    assert trained(bars, others.spec.digest).startswith("others classifier")
+
+
+def test_a_view_is_kept_apart_from_the_data_that_it_is_of(bars, tmp_path):
+    def view(data):
+        return Dataset("dark", {**data.train, "image": data.train["image"] // 2}, data.test, classes=data.classes)
+
+    options = {"steps": 1, "batch_size": 8, "cache": tmp_path, "say": lambda line: None}
+    for form, name in (("dark", "dark"), ("", "bars"), ("dark", "dark")):
+        kept = classifier(lambda: bars, bars.spec.digest, form=form, view=view if form else lambda x: x, **options)
+        assert kept.name.startswith(name)
+
+
 def test_channels_are_judged_one_by_one_and_combined(bars, tmp_path):
     judge, _ = make(bars, tmp_path)
     stack = np.concatenate([bars.test["image"][i : i + 10] for i in (0, 10, 20)], axis=-1)

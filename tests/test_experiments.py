@@ -5,10 +5,13 @@
 
 import importlib.util
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -31,7 +34,13 @@ from experiments import (
 from jaxgen import config as flags
 from jaxgen import parallel
 from jaxgen.data.source import Spec, batch_indices, gather
+from jaxgen.evaluate import Estimate
 from jaxgen.experiment import initializer
+from jaxgen.networks.gru import GRU
+from jaxgen.networks.made import MADE
+from jaxgen.networks.pixelcnn import PixelCNN
+from jaxgen.networks.transformer import Transformer
+from jaxgen.networks.wavenet import WaveNet
 from jaxgen.step import make_step, scan_steps
 
 STEPS = 50
@@ -142,7 +151,8 @@ def built(name: str):
     data = module.load(config)
     model = module.build(config, data.spec).model
     batch = shapes_of(data.spec, config.batch_size)
-    state = jax.eval_shape(initializer(config, model), batch)
+    with jax.debug_key_reuse(True):
+        state = jax.eval_shape(initializer(config, model), batch)
     return data, model, make_step(model, ema_decay=config.optimizer.ema_decay, guard=True), state, batch
 
 
@@ -180,7 +190,8 @@ def test_losses_are_those_that_were_kept(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_the_step_lowers_for_every_platform(name):
     _, _, step, state, batch = built(name)
-    exported = jax.export.export(jax.jit(step), platforms=("cpu", "cuda", "tpu"))(state, batch)
+    with jax.debug_key_reuse(True):  # one key, one draw
+        exported = jax.export.export(jax.jit(step), platforms=("cpu", "cuda", "tpu"))(state, batch)
     assert exported.platforms == ("cpu", "cuda", "tpu")
 
 
@@ -204,6 +215,15 @@ def test_the_steps_compile_for_sixteen_tpu_chips(name, record_property, capsys):
         print(f"\n{name} on 16 TPU chips: {total / 1e6:.1f} MB per chip")
 
 
+def test_a_warning_is_of_the_figures_that_it_is_given():
+    """And of nothing that was computed before, as for the last of several seeds."""
+    data, *_ = built("vae_mnist")
+    experiment = vae_mnist.build(CONFIGS["vae_mnist"], data.spec)
+    assert experiment.warn({"active units": Estimate(1.0, 0.0)}) == []
+    assert "0 of 4 latent dimensions" in experiment.warn({"active units": Estimate(0.0, 0.0)})[0]
+    assert experiment.warn({}) == []  # the posterior was not finite
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_bfloat16_is_of_the_arithmetic_and_of_nothing_that_stays(name):
     """Every product of matrices and every convolution; parameters, optimiser and loss are float32."""
@@ -211,13 +231,53 @@ def test_bfloat16_is_of_the_arithmetic_and_of_nothing_that_stays(name):
     other = replace(config, run=replace(config.run, dtype="bfloat16"))
     model = module_of(name).build(other, data.spec).model
     step, (state, batch) = make_step(model), built(name)[3:]
-    text = jax.jit(step).lower(state, batch).as_text()
+    with float32_inside() as found:
+        text = jax.jit(step).lower(state, batch).as_text()
+    assert found == set()
     products = [line for line in text.splitlines() if "stablehlo.dot_general" in line or ".convolution(" in line]
     products = [line for line in products if "tensor<1x" not in line]  # power iterations of spectral normalisation stay
     products = [line for line in products if "HIGHEST" not in line]  # and what makes a spectrum of a sound
     assert products
     assert [line for line in products if "bf16" not in line] == []
     assert not any(x.dtype == jnp.bfloat16 for x in jax.tree.leaves(jax.eval_shape(step, state, batch)))
+
+
+@contextmanager
+def float32_inside() -> Iterator[set[str]]:
+    """Layers within a network that return float32, but for those that end one and for power iterations."""
+    found, ends = set(), {"Head", "SpectralNorm", "Transformer"}
+
+    def look(method, args, options, context):
+        output, module = method(*args, **options), context.module
+        if module.scope is not None and module.path and context.method_name == "__call__":
+            kinds = {x.dtype for x in jax.tree.leaves(output)}
+            found.update({type(module).__name__} - ends if jnp.float32 in kinds else ())
+        return output
+
+    with nn.intercept_methods(look):
+        yield found
+
+
+@pytest.mark.parametrize("condition", [None, 3], ids=["without a condition", "with one"])
+@pytest.mark.parametrize(
+    "network",
+    [
+        *(Transformer(8, 4, 2, 4, 1, starts=s, positions=p) for s in (True, False) for p in ("rotary", "learned")),
+        Transformer(8, 4, 2, 4, 1, dropout=0.1, remat=True, tied=False, bias=True, norm="layer"),
+        WaveNet(8, dilations=(1, 2), width=4, skip=4),
+        GRU(8, width=4),
+        PixelCNN((2, 2, 1), 8, depth=2, width=4),
+        MADE((2, 2, 1), 8, hidden=(4,)),
+    ],
+    ids=lambda network: type(network).__name__,
+)
+def test_no_layer_of_a_bfloat16_network_goes_on_in_float32(network, condition):
+    tokens = jnp.zeros((2, 4, 1) if isinstance(network, PixelCNN | MADE) else (2, 4), jnp.int32)
+    given = None if condition is None else jnp.zeros((2, condition))
+    network = network.clone(dtype="bfloat16")
+    with float32_inside() as found:
+        jax.eval_shape(network.init, jax.random.key(0), tokens, given)
+    assert found == set()
 
 
 @pytest.mark.parametrize("name", SOME)

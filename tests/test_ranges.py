@@ -70,7 +70,7 @@ def changed(config, path, value):
         (["--optimizer.clip-norm", "0"], "--optimizer.clip-norm 0.0: expected a number above 0, or None"),
         (["--model.beta", "nan"], "--model.beta nan: expected at least 0"),
         (["--model.beta", "inf"], "--model.beta inf: expected at most 1,000,000,000"),
-        (["--seed", "1" * 30], f"--seed {'1' * 30}: expected at most 4,294,967,295"),
+        (["--seed", "1" * 30], f"--seed {'1' * 30}: expected at most 9,223,372,036,854,775,807"),
         (["--run.keep", "0"], "--run.keep 0: expected at least 1"),
     ],
 )

@@ -585,7 +585,7 @@ def test_what_latents_have_learnt_is_said(config, capsys, monkeypatch):
         )
     )
     printed = capsys.readouterr().out
-    sentence = "the posterior has collapsed in 3 of 3 latent dimensions, numbers 0 to 2"
+    sentence = "the posterior has collapsed: 0 of 3 latent dimensions are in use"
     assert f"step 400  warning: {sentence}" in printed
     assert sentence in (config.workdir / "report.html").read_text()
     for figure in ("active units of 3 (Burda et al. 2016)", "mutual information", "aggregate posterior"):

@@ -15,7 +15,7 @@ FLOORS = {
     "__version__": 0, "types": 0, "errors": 0, "files": 0, "terminal": 0, "networks": 0, "metrics": 0, "report": 0,
     "spectra": 0, "provenance": 0, "card": 0, "comparison": 0, "interpolation": 0, "herald": 0, "meeting": 0,
     "handover": 1,
-    "ranges": 1, "cli": 2,
+    "keys": 1, "ranges": 1, "cli": 2,
     "step": 1, "privacy": 1, "distributions": 1, "emissions": 1, "data": 1, "parallel": 1, "processes": 1,
     "checkpoint": 1,
     "models": 2, "evaluate": 2,

@@ -32,9 +32,9 @@ class Trained(NamedTuple):
 
     @property
     def key(self) -> Any:
-        import jax
+        from jaxgen.keys import key_of
 
-        return jax.random.key(self.seed)
+        return key_of(self.seed)
 
 
 def opened(

@@ -154,7 +154,8 @@ def batch_indices(
 
 @lru_cache(maxsize=64)  # neighbouring chunks of steps read the same epoch, of each of several seeds
 def _permutation(num_examples: int, seed: int, epoch: int) -> np.ndarray:
-    permutation = np.random.default_rng((seed, epoch)).permutation(num_examples)
+    words = seed % 2**32, epoch, seed >> 32  # (seed, epoch) would take epoch 0 of seed 2**32 for epoch 1 of seed 0
+    permutation = np.random.default_rng(words).permutation(num_examples)
     permutation.setflags(write=False)  # it is shared by later calls
     return permutation
 

@@ -121,7 +121,8 @@ def autoregressive(
         raise ValueError(f"an opening of {len(opening)} tokens: the network wants {network.given} that it is given")
 
     def init(key: Key, batch: Batch) -> Params:
-        tokens = codec.observe(jax.tree.map(lambda a: a[:1], batch), key)
+        shape = jax.eval_shape(codec.observe, jax.tree.map(lambda a: a[:1], batch), key)
+        tokens = jnp.zeros(shape.shape, shape.dtype)
         return {"network": network.init(key, tokens, vectors(None, 1))["params"]}
 
     # What the network says --------------------------------------------------------------------------------------------
@@ -155,13 +156,13 @@ def autoregressive(
         return {"loss": -log_prob(params, tokens, given, length, **training) / (predicted if per_token else 1)}
 
     def loss(params: Params, batch: Batch, key: Key, step: Step) -> tuple[Array, Aux]:
-        observe_key, dropout_key, kept_key = jax.random.split(key, 3)
+        observe_key, dropout_key, kept_key, hidden_key = jax.random.split(key, 4)
         training = {"rngs": {"dropout": dropout_key}}
         if condition is not None and condition_dropout:
             rows = len(batch[condition.entry])
             training["kept"] = jax.random.bernoulli(kept_key, 1 - condition_dropout, (rows,))
         if condition is not None and condition.hide:
-            parts = condition.hide(jax.random.fold_in(kept_key, 1), batch[condition.entry])
+            parts = condition.hide(hidden_key, batch[condition.entry])
             batch = batch | {condition.entry: parts}
         value = evaluate(params, batch, observe_key, **training)["loss"].mean()
         return value, Aux({"loss": value})

@@ -19,6 +19,7 @@ from jaxgen.types import Aux, Batch, Codec, Key, Model, Objective, Params, Step
 
 Array = jax.Array
 softplus = jax.nn.softplus
+OBSERVE = 2  # number that the key of what a codec draws is folded with; splits of a key in two take 0 and 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -199,7 +200,11 @@ def gan(
     # Networks: the parameters of NAME are params[NAME], what else it remembers is params[NAME_statistics] -------------
 
     def init(key: Key, batch: Batch) -> Params:
-        x, condition = codec.observe(jax.tree.map(lambda a: a[:1], batch), key), one_hot(jnp.zeros(1, jnp.int32))
+        observe_key, key = jax.random.fold_in(key, OBSERVE), jax.random.clone(key)
+        x, condition = (
+            codec.observe(jax.tree.map(lambda a: a[:1], batch), observe_key),
+            one_hot(jnp.zeros(1, jnp.int32)),
+        )
         generator_key, discriminator_key = jax.random.split(key)
         made = {
             "generator": generator.init(generator_key, jnp.zeros((1, latents)), condition),
@@ -238,27 +243,29 @@ def gan(
         """Latents [n, D], their noise within that distance of 0 (Brock et al. 2019)."""
         if prior == "uniform":
             return min(truncation, 1.0) * jax.random.uniform(key, (n, latents), minval=-1.0, maxval=1.0)
+        if prior == "mixture":
+            key, sign_key = jax.random.split(key)
         noise = (
             jax.random.truncated_normal(key, -truncation, truncation, (n, latents))
             if truncation < math.inf
             else jax.random.normal(key, (n, latents))
         )
-        if prior == "normal":
-            return noise
-        return jax.random.rademacher(jax.random.fold_in(key, 1), noise.shape, noise.dtype) + noise / 5
+        return noise if prior == "normal" else jax.random.rademacher(sign_key, noise.shape, noise.dtype) + noise / 5
 
     # The players' losses ----------------------------------------------------------------------------------------------
 
     def play(params: Params, batch: Batch, key: Key) -> tuple[Array, Array, Array | None, Params]:
         """Real rows, fake rows, their condition, the generator's statistics."""
-        real, condition = codec.observe(batch, jax.random.fold_in(key, 2)), one_hot(batch.get("label"))
+        observe_key, key = jax.random.fold_in(key, OBSERVE), jax.random.clone(key)
+        real, condition = codec.observe(batch, observe_key), one_hot(batch.get("label"))
         fake, writes = call("generator", params, draw(key, len(real)), condition, training=True)
         return packed(real), packed(fake), condition, writes
 
     def judge(params: Params, x: Array, condition: Array | None, key: Key) -> tuple[Array, Params]:
         """D of rows as they are, or augmented; [B]."""
+        key, augment_key = jax.random.split(key)
         if augment is not None:
-            x = augment(x, key, jnp.ones(()) if augment_target is None else params["augmentation"]["p"])
+            x = augment(x, augment_key, jnp.ones(()) if augment_target is None else params["augmentation"]["p"])
         output, writes = call("discriminator", params, x, condition, training=True, key=key)
         return output.reshape(len(x)), writes
 
@@ -272,9 +279,11 @@ def gan(
         fake, writes = judge(params | writes, x_fake, condition, fake_key)
         value = loss.discriminator(real, fake).mean()
         metrics = {"discriminator loss": value, "discriminator real": real.mean(), "discriminator fake": fake.mean()}
-        for penalty in penalties:
+        for i, penalty in enumerate(penalties):
             if penalty.every == 1:
-                metrics[penalty.name] = penalty.value(score(params, condition, real_key), x_real, x_fake, key).mean()
+                judge_key, value_key = jax.random.split(jax.random.fold_in(key, i))
+                at = score(params, condition, judge_key), x_real, x_fake
+                metrics[penalty.name] = penalty.value(*at, value_key).mean()
                 value += metrics[penalty.name]
         if augment_target is not None:
             p, overfit = params["augmentation"]["p"], jnp.sign(real).mean() - augment_target
@@ -314,7 +323,8 @@ def gan(
         return call("discriminator", params, rows, one_hot(condition), training=False)[0].reshape(len(x))
 
     def evaluate(params: Params, batch: Batch, key: Key) -> dict[str, Array]:
-        x, condition = codec.observe(batch, jax.random.fold_in(key, 2)), batch.get("label")
+        observe_key, key = jax.random.fold_in(key, OBSERVE), jax.random.clone(key)
+        x, condition = codec.observe(batch, observe_key), batch.get("label")
         real = discriminate(params, x, condition)
         fake = discriminate(params, generate(params, draw(key, len(x)), condition), condition)
         return {"discriminator loss": loss.discriminator(real, fake), "discriminator real": real}

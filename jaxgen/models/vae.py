@@ -254,12 +254,13 @@ def _reweighted(K: int, beta: Weight, *, doubly_reparameterized: bool, resampled
     """
 
     def loss(graph: Graph, params: Params, key: Key, step: Step) -> dict[str, Array]:
-        eps, frozen, beta_t = graph.noise(key, K), _freeze(params), _at(beta, step)
+        pick_key = jax.random.fold_in(key, len(params["vae"]) // 2)  # `noise` folds the key with the layers below
+        eps, frozen, beta_t = graph.noise(jax.random.clone(key), K), _freeze(params), _at(beta, step)
         t = graph.terms(frozen, *graph.infer(frozen, eps))
         log_w = t.log_weight(beta_t)
         w = weight = jax.nn.softmax(log_w, axis=0)
         if resampled:
-            k = jax.random.categorical(jax.random.fold_in(key, len(eps)), log_w, axis=0)[None]
+            k = jax.random.categorical(pick_key, log_w, axis=0)[None]
             eps = [jnp.take_along_axis(e, k[..., None], axis=0) for e in eps]
             w, weight = jnp.take_along_axis(w, k, axis=0), jnp.ones(())
         zs, qs = graph.infer(params, eps)
@@ -324,7 +325,7 @@ def vae(
     # Networks ---------------------------------------------------------------------------------------------------------
 
     def init(key: Key, batch: Batch) -> Params:
-        x = codec.observe(batch, key)
+        x = codec.observe(batch, jax.random.fold_in(key, len(encoders)))
         condition, network = one_hot(jnp.zeros(1, jnp.int32)), {}
         for layer, encoder in enumerate(encoders):
             up, down = jax.random.split(jax.random.fold_in(key, layer))

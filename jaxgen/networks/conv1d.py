@@ -103,8 +103,9 @@ class Decoder(nn.Module):
 
         def kernel_init(key: jax.Array, shape: tuple[int, int], dtype: jnp.dtype) -> jax.Array:
             """A condition, one-hot, is as loud as z from the start, or z learns first what the condition says."""
-            of_z, of_condition = init(key, (size, shape[1]), dtype), jax.random.normal(key, (shape[0] - size, shape[1]))
-            return jnp.concatenate([of_z, of_condition.astype(dtype)])
+            z_key, condition_key = jax.random.split(key)
+            of_condition = jax.random.normal(condition_key, (shape[0] - size, shape[1]), dtype)
+            return jnp.concatenate([init(z_key, (size, shape[1]), dtype), of_condition])
 
         h = nn.relu(nn.Dense(self.hidden, kernel_init=kernel_init, dtype=self.dtype)(z.reshape(-1, z.shape[-1])))
         h = nn.relu(nn.Dense(first * self.channels[0], dtype=self.dtype)(h)).reshape(-1, first, self.channels[0])

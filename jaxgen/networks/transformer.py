@@ -84,10 +84,11 @@ class Transformer(Sequential):
     def setup(self):
         init = nn.initializers.normal(0.02)
         self.embed = nn.Embed(self.vocabulary, self.width, embedding_init=init, dtype=self.dtype)
+        dtype = self.dtype or jnp.float32  # of the features from the first layer on
         if self.starts:
-            self.start = self.param("start", init, (self.width,))
+            self.start = self.param("start", init, (self.width,)).astype(dtype)
         if self.positions == "learned":
-            self.place = self.param("place", init, (self.context, self.width))
+            self.place = self.param("place", init, (self.context, self.width)).astype(dtype)
         self.describe = nn.Dense(self.width, kernel_init=init, dtype=self.dtype)
         options = {
             "heads": self.heads,
@@ -160,7 +161,9 @@ class Transformer(Sequential):
         return scan(self.blocks, x, self.where(jnp.arange(x.shape[1])))
 
     def shift(self, condition: Array | None, rows: int) -> Array:
-        return jnp.zeros((rows, self.width)) if condition is None else self.describe(condition)
+        if condition is None:
+            return jnp.zeros((rows, self.width), self.dtype or jnp.float32)
+        return self.describe(condition)
 
     def inputs(self, tokens: Array, shift: Array) -> Array:
         """[B, T] -> [B, T, width], or with a start [B, T + 1, width]."""
