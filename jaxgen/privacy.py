@@ -7,7 +7,6 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 
-from jaxgen.errors import UserError
 from jaxgen.types import Key, Objective
 
 # Change of one example, and how far it moves a sum of gradients that are clipped to norm 1.
@@ -17,12 +16,6 @@ NOTICE = (
     "this training is private: its noise comes from the operating system, so the seed does not reproduce the run. "
     "checkpoints/ holds the key of the noise, which undoes the protection: keep that folder secret"
 )
-
-
-def check(delta: float | None) -> None:
-    """Raise a UserError unless `delta` is None or lies strictly between 0 and 1."""
-    if delta is not None and not 0 < delta < 1:
-        raise UserError(f"--delta {delta}: expected a number between 0 and 1, or None")
 
 
 def default_delta(num_examples: int) -> float:
