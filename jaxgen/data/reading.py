@@ -80,13 +80,22 @@ def contents(path: Path, most: int = MOST) -> bytes:
     Raises:
       OSError, EOFError, zlib.error, ValueError: where `read` raises a UserError.
     """
+    return unpacked(stored(path, most), most)
+
+
+def stored(path: Path, most: int = MOST) -> bytes:
+    """Return the contents of a regular file as they are.
+
+    Raises:
+      OSError, ValueError: no such file, not a regular file, not readable, or larger than `most` bytes.
+    """
     status = path.stat()
     if not stat.S_ISREG(status.st_mode):
         raise OSError(errno.EINVAL, "expected a regular file, found a folder, pipe or device")
     if status.st_size > most:
         raise OSError(errno.EFBIG, f"{status.st_size:,} bytes, expected at most {most:,}")
     with path.open("rb") as file:
-        return unpacked(file.read(status.st_size), most)
+        return file.read(status.st_size)
 
 
 def unpacked(content: bytes, most: int = MOST) -> bytes:
