@@ -53,7 +53,7 @@ def smiles_of(content: bytes, path: Path, column: str | None = None) -> tuple[li
     lines = [(number, _cell(row, index)) for number, row in _rows(text, delimiter, path)]
     title = repr(_cell(names, index, whole=True)) if named else f"number {index + 1}" if index >= 0 else "at the end"
     chosen = f"{title} ({index % len(names) + 1} of {len(names)})" if named else title
-    return lines[named:], chosen if named or index else ""
+    return lines[named:], chosen if index or (named and len(names) > 1) else ""
 
 
 def _rows(text: str, delimiter: str | None, path: Path, first: int | None = None) -> list[tuple[int, list[str]]]:
