@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 from msgspec import Meta
 
-from jaxgen import privacy, ranges
+from jaxgen import ranges
 from jaxgen.data import Dataset, Spec, load_images
 from jaxgen.data.audio import load_audio
 from jaxgen.data.molecules import load_molecules
@@ -45,7 +45,7 @@ class ImageDataConfig(DataConfig):
     binarization: Literal["dynamic", "fixed", "none"] | None = None
     """Treatment of gray levels: dynamic (pixels sampled anew at each step), fixed (sampled once) or none (default:
     dynamic for gray data sets, none for color and for folder:PATH)."""
-    image_size: Annotated[int, Meta(ge=1, le=4_096)] | None = None
+    image_size: UpTo1k | None = None
     """Height and width of the images in pixels: their center square is resized."""
     background: str = "white"
     """Color behind transparent pixels of folder:PATH: a name or #rrggbb."""
@@ -356,8 +356,6 @@ def check(config: Config) -> None:
     run, optimizer = config.run, config.optimizer
     if (optimizer.noise_multiplier is None) != (optimizer.example_norm is None):
         raise UserError("--optimizer.noise-multiplier and --optimizer.example-norm: expected both of them, or neither")
-    if optimizer.private:
-        privacy.check(config.evaluate.delta)
     if config.seeds > 1 and run.parallel != "jit":
         raise UserError(f"--seeds {config.seeds} is trained under jit: leave out --run.parallel {run.parallel}")
     if run.sharding == "fsdp" and run.parallel != "jit":

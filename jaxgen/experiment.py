@@ -216,7 +216,6 @@ def guarantee(config: Config, model: Model, num_examples: int, steps: int) -> Fi
     noise = config.optimizer.noise_multiplier
     if not noise:
         return {}
-    privacy.check(config.evaluate.delta)
     delta = config.evaluate.delta or privacy.default_delta(num_examples)
     releases = privacy.releases(model.objectives, steps, num_examples // config.batch_size)
     each = " of each seed" if config.seeds > 1 else ""

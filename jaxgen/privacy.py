@@ -64,12 +64,6 @@ def _clipped(norm: float, loss: Callable[..., tuple[jax.Array, Aux]], *, has_aux
     return mean
 
 
-def check(delta: float | None) -> None:
-    """Raise a UserError unless `delta` is None or lies strictly between 0 and 1."""
-    if delta is not None and not 0 < delta < 1:
-        raise UserError(f"--delta {delta}: expected a number between 0 and 1, or None")
-
-
 def default_delta(num_examples: int) -> float:
     """The largest power of ten below 1 / num_examples."""
     return 10.0 ** -len(str(num_examples))

@@ -1,4 +1,4 @@
-"""Output: text reaches a terminal as text, even one that lacks characters or loses its reader. Nothing else prints."""
+"""Output as text, even on a terminal that lacks characters or loses its reader. Only this file prints."""
 
 import codecs
 import os

@@ -163,7 +163,7 @@ def test_archives_are_known_by_what_they_hold(archive, tmp_path):
     (path,) = folder.iterdir()
     content = path.read_bytes()
     plain = io.BytesIO()
-    with tarfile.open(path) as tar, tarfile.open(fileobj=plain, mode="w:xz") as other:
+    with tarfile.open(path) as tar, tarfile.open(fileobj=plain, mode="w") as other:
         for member in reversed(tar.getmembers()):
             other.addfile(member, tar.extractfile(member))
     assert hashlib.sha256(plain.getvalue()).digest() != hashlib.sha256(content).digest()

@@ -3,6 +3,7 @@
 import gzip
 import hashlib
 import http.server
+import io
 import itertools
 import json
 import os
@@ -10,13 +11,15 @@ import socket
 import struct
 import subprocess
 import sys
+import tarfile
 import threading
 
 import numpy as np
 import pytest
 
-from jaxgen.data import load_images
-from jaxgen.data.catalogue import RAW, RAW_TEXT
+from jaxgen.data import catalogue, load_images
+from jaxgen.data import prepare as preparation
+from jaxgen.data.catalogue import RAW, RAW_AUDIO, RAW_MOLECULES, RAW_TEXT
 from jaxgen.data.prepare import UnavailableError, download, fetch, find, prepare, prepared
 from jaxgen.data.text import load_text
 from jaxgen.data.vocabulary import vocabulary as rebuilt
@@ -244,6 +247,47 @@ def test_a_truncated_text_is_named_and_nothing_is_written(raw_text, tmp_path):
     with pytest.raises(UserError, match=f"{file} is truncated or not the right file: expected sha256") as error:
         prepare("tiny_shakespeare", raw_dir=raw_text[0], data_dir=tmp_path / "tfds")
     assert RAW_TEXT["tiny_shakespeare"].sha256["input.txt"] in str(error.value)
+    assert not (tmp_path / "tfds").exists()
+
+
+def packed(kind, content):
+    """Some bytes, gzipped; or in a gzipped archive, which may claim more than it holds."""
+    if kind == "gzip":
+        return gzip.compress(content)
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w:gz") as tar:
+        member = tarfile.TarInfo("x/recordings/0_ann_0.wav")
+        if kind == "sparse":
+            member.pax_headers = {"GNU.sparse.size": str(2**40), "GNU.sparse.map": "0,1"}
+        member.size = len(content)
+        tar.addfile(member, io.BytesIO(content))
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("kind", ["gzip", "archive", "sparse", "pipe", "device", "holes"])
+@pytest.mark.parametrize("name", [*RAW, *RAW_TEXT, *RAW_AUDIO, *RAW_MOLECULES])
+def test_bombs_under_each_known_name_are_one_line(name, kind, tmp_path, monkeypatch):
+    """Nothing is read or decompressed beyond a limit, here of 100,000 bytes."""
+    for module in (preparation, catalogue):
+        monkeypatch.setattr(module, "LARGEST", 100_000)
+    raw = (RAW | RAW_TEXT | RAW_AUDIO | RAW_MOLECULES)[name]
+    for files in (list(raw.sha256), [f"{file}.gz" for file in raw.sha256], [raw.also.replace("*", "")]):
+        for file in filter(None, files):
+            path = tmp_path / file
+            if kind == "pipe":
+                os.mkfifo(path)
+            elif kind == "device":
+                path.symlink_to("/dev/zero")
+            elif kind == "holes":
+                with path.open("wb") as target:
+                    target.truncate(2**40)
+            else:
+                path.write_bytes(packed(kind, bytes(200_000)))
+        with pytest.raises(UserError) as error:
+            prepare(name, raw_dir=tmp_path, data_dir=tmp_path / "tfds")
+        assert "\n" not in str(error.value)
+        for file in filter(None, files):
+            (tmp_path / file).unlink()
     assert not (tmp_path / "tfds").exists()
 
 

@@ -12,6 +12,7 @@ from experiments import transformer_text
 from jaxgen import run
 from jaxgen.data import reading
 from jaxgen.data.reading import column, decoded, path_of, read, rows
+from jaxgen.data.smiles import smiles_of
 from jaxgen.errors import UserError
 
 
@@ -157,3 +158,15 @@ def test_a_column_of_parquet_has_a_bound(tmp_path, monkeypatch):
     monkeypatch.setattr(reading, "MOST", 999_999)
     with pytest.raises(UserError, match="column a holds more than 999,999 characters"):
         column((tmp_path / "a.parquet").read_bytes(), tmp_path / "a.parquet", "a")
+
+
+def test_tables_have_a_bound(tmp_path, monkeypatch):
+    monkeypatch.setattr(reading, "MOST_LINES", 3)
+    for name in ("a.csv", "a.jsonl"):
+        with pytest.raises(UserError, match="has more than 3 lines: use a part of it"):
+            column(b"a\n\n\n\n", tmp_path / name, "a")
+    with pytest.raises(UserError, match="has more than 3 lines: use a part of it"):
+        smiles_of(b"C\n\n\n\n", tmp_path / "a.smi")
+    pytest.importorskip("rdkit", reason="needs the extra molecules")
+    lines, _ = smiles_of(b"," * 200_000 + b"C\n" + b"CC\n", tmp_path / "a.csv")  # columns without end
+    assert lines[1] == (2, "CC")

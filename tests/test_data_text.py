@@ -100,6 +100,14 @@ def test_an_unknown_character_is_named(unknown):
     assert "\n" not in str(error.value)
 
 
+def test_long_texts_are_encoded_piece_by_piece():
+    text = "ab" * 2**19 + "é日" * 3
+    words = vocabulary(characters(text))
+    assert words.encode(text).tolist() == [0, 1] * 2**19 + [2, 3] * 3
+    with pytest.raises(UserError, match="the character '!' is not in this vocabulary"):
+        words.encode(text + "!")
+
+
 def test_bytes_are_those_of_utf8_and_never_fail():
     words = vocabulary(byte())
     assert words.name == "bytes"

@@ -65,7 +65,7 @@ def changed(config, path, value):
         (["--model.hidden", "0"], "--model.hidden 0: expected at least 1"),
         (["--model.hidden", "200", "-1"], "--model.hidden 200 -1: expected at least 1"),
         (["--model.hidden"], "--model.hidden: expected at least 1 number"),
-        (["--data.image-size", "1000000000"], "--data.image-size 1000000000: expected at most 4,096, or None"),
+        (["--data.image-size", "1000000000"], "--data.image-size 1000000000: expected at most 1,024, or None"),
         (["--optimizer.b2", "2"], "--optimizer.b2 2.0: expected a number below 1"),
         (["--optimizer.clip-norm", "0"], "--optimizer.clip-norm 0.0: expected a number above 0, or None"),
         (["--model.beta", "nan"], "--model.beta nan: expected at least 0"),

@@ -16,6 +16,7 @@ from jaxgen.data.catalogue import RAW_AUDIO
 from jaxgen.data.folder import arranged
 from jaxgen.data.prepare import UnavailableError, fetch
 from jaxgen.data.prepared import describe, examples, readable
+from jaxgen.data.progress import watched
 from jaxgen.data.reading import contents, path_of
 from jaxgen.data.source import Arrays, Dataset, check, hold_out
 from jaxgen.data.splits import for_testing
@@ -214,8 +215,6 @@ def _files(name: str, rate: int, length: int, channel: str) -> tuple[Dataset, Se
     Without a folder for testing, a tenth of the recordings is chosen for it by content. The second value is the hash of
     the recording of each training example.
     """
-    from tqdm import tqdm
-
     root, index = path_of(name), _index_of(channel)
     if not root.is_dir():
         raise UserError(
@@ -228,7 +227,7 @@ def _files(name: str, rate: int, length: int, channel: str) -> tuple[Dataset, Se
     files, left_out = files_below(root, SUFFIXES)
     layout = arranged(name, files, left_out, "recordings")
     found: dict[int, Recording] = {}
-    for place in tqdm(layout.paths, desc="sounds", unit="", leave=False, disable=None):
+    for place in watched(layout.paths, "sounds"):
         try:
             found[place] = _read(root / layout.paths[place], rate, index)
         except ValueError as error:

@@ -17,6 +17,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from jaxgen.data.reading import unpacked
+
+LARGEST = 2**28  # bytes of a raw file, packed or not; the largest known one has 78 million
+
 Example = tuple[int | str, dict[str, Any]]  # its key, which decides the order, and its values
 
 
@@ -109,17 +113,25 @@ def _sounds(split: str, archive: bytes) -> Iterator[Example]:
 
 
 def _members(archive: bytes) -> list[tuple[str, bytes]]:
-    with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
-        files = [member for member in tar if member.isfile() and re.search(r"/recordings/\d_\w+\.wav$", member.name)]
-        return sorted((Path(member.name).name, tar.extractfile(member).read()) for member in files)
+    with tarfile.open(fileobj=io.BytesIO(unpacked(archive, LARGEST)), mode="r:") as tar:
+        names = re.compile(r"/recordings/\d_\w+\.wav$")
+        return sorted((Path(name).name, content) for name, content in _files(tar) if names.search(name))
+
+
+def _files(tar: tarfile.TarFile) -> list[tuple[str, bytes]]:
+    """The names and contents of the files in an archive, which may claim to be of any size."""
+    files = [member for member in tar if member.isfile()]
+    if sum(member.size for member in files) > LARGEST:
+        raise tarfile.TarError(f"more than {LARGEST:,} bytes")
+    return [(member.name, tar.extractfile(member).read()) for member in files]
 
 
 def _sum_of_members(archive: bytes) -> str:
     """Of the recordings and their names: GitHub packs an archive when it is asked for, and not always alike."""
     try:
         members = _members(archive)
-    except (tarfile.TarError, OSError, EOFError, zlib.error):
-        return "no archive that can be read"
+    except (tarfile.TarError, OSError, EOFError, zlib.error, ValueError):
+        return f"no archive that can be read, of at most {LARGEST:,} bytes"
     return _sum(b"".join(name.encode() + hashlib.sha256(content).digest() for name, content in members))
 
 
@@ -145,21 +157,23 @@ def _described(contents: bytes) -> Any:
 
 def _smiles(contents: bytes) -> bytes:
     """One SMILES a line, of such lines, or of a table's first column, or of an archive of them."""
-    if contents[:2] == b"\x1f\x8b":
-        contents = gzip.decompress(contents)
+    contents = unpacked(contents, LARGEST)
     if contents[257:262] == b"ustar":
-        with tarfile.open(fileobj=io.BytesIO(contents)) as tar:
-            contents = b"".join(tar.extractfile(member).read() for member in tar if member.isfile())
-    lines = contents.split()
-    return b"\n".join(line.split(b",")[0] for line in lines[lines[0].startswith(b"smiles,") :])
+        with tarfile.open(fileobj=io.BytesIO(contents), mode="r:") as tar:
+            contents = b"".join(content for _, content in _files(tar))
+    # No list of lines: what is not yet verified may have a hundred million of them.
+    lines = re.sub(rb"[, \t\r][^\n]*", b"", contents)
+    return re.sub(rb"\n+", b"\n", lines).strip(b"\n").removeprefix(b"smiles\n")
 
 
 def _sum_of_smiles(contents: bytes) -> str:
     """Of the molecules and their order, however they are packed."""
     try:
-        return _sum(_smiles(contents))
-    except (tarfile.TarError, OSError, EOFError, zlib.error, LookupError):
-        return "no molecules that can be read"
+        if lines := _smiles(contents):
+            return _sum(lines)
+    except (tarfile.TarError, OSError, EOFError, zlib.error, ValueError):
+        pass
+    return f"no molecules that can be read, in at most {LARGEST:,} bytes"
 
 
 _IDX_SPLITS = {

@@ -261,11 +261,11 @@ def _file(name: str, column: str | None, largest_fragment: bool) -> tuple[list[S
     broken, notes = len(table.broken), [f"SMILES are in column {chosen}"] if chosen else []
     if 2 * broken > table.lines or len(table.smiles) < 2:
         raise UserError(
-            f"{shown(path)}: {broken:,} of {table.lines:,} lines are no SMILES"
-            + (f" in column {chosen}" if chosen else "")
-            + (f", the first of them line {table.broken[0]}" if broken else "")
-            + ": expected one molecule a line, at least half of them valid and at least two different; or a table, of "
-            "which --data.column names the column of SMILES"
+            f"{shown(path)}: found {len(table.smiles):,} different molecules in {table.lines:,} lines"
+            + (f" of column {chosen}" if chosen else "")
+            + (f", of which {broken:,} are no SMILES, first line {table.broken[0]:,}" if broken else "")
+            + ": expected at least two, and most lines valid; or a table, of which --data.column names the column of "
+            "SMILES"
         )
     if broken:
         some = ", ".join(map(str, table.broken[:5])) + (", ..." if broken > 5 else "")

@@ -7,12 +7,11 @@ folder they silently mix.
 """
 
 import contextlib
-import gzip
+import errno
 import io
 import os
 import queue
 import re
-import shutil
 import sys
 import tempfile
 import threading
@@ -22,8 +21,9 @@ import zlib
 from http.client import HTTPException
 from pathlib import Path
 
-from jaxgen.data.catalogue import RAW, RAW_AUDIO, RAW_MOLECULES, RAW_TEXT, Raw
+from jaxgen.data.catalogue import LARGEST, RAW, RAW_AUDIO, RAW_MOLECULES, RAW_TEXT, Raw
 from jaxgen.data.progress import watched
+from jaxgen.data.reading import stored, unpacked
 from jaxgen.errors import UserError, install
 from jaxgen.terminal import say
 
@@ -150,15 +150,16 @@ def _verified(name: str, raw_dir: Path, file: str) -> bytes:
     elif not path.exists() and raw.also:
         path = next(iter(sorted(raw_dir.glob(raw.also))), path)
     try:
-        contents = path.read_bytes()
+        contents = stored(path, LARGEST)
         if path.name == f"{file}.gz":
-            contents = gzip.decompress(contents)
+            contents = unpacked(contents, LARGEST)
     except FileNotFoundError as error:
         raise UserError(
             f"{path} is missing: {name} is prepared from {', '.join(raw.sha256)}, get them from {raw.url}"
         ) from error
     except (OSError, EOFError, zlib.error) as error:
-        raise UserError(f"cannot read {path} ({error}): get it again from {raw.url}") from error
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"cannot read {path} ({reason}): get it again from {raw.url}") from error
     found = raw.digest(contents)
     if found != raw.sha256[file]:
         raise UserError(
@@ -217,14 +218,17 @@ def download(name: str, into: str | Path, *, timeout: float = 4.0) -> None:
     for file, expected in raw.sha256.items():
         url, path, part = raw.url + file, into / file, into / f"{file}.{os.getpid()}.part"
         try:
-            if path.exists() and raw.digest(path.read_bytes()) == expected:
+            if path.exists() and raw.digest(stored(path, LARGEST)) == expected:
                 continue
             with _open(url, timeout) as response:
                 into.mkdir(parents=True, exist_ok=True)
                 say(f"downloading {url}", file=sys.stderr)
                 with part.open("wb") as target:
-                    shutil.copyfileobj(response, target)
-            found = raw.digest(part.read_bytes())
+                    while piece := response.read(2**20):
+                        target.write(piece)
+                        if target.tell() > LARGEST:
+                            raise OSError(errno.EFBIG, f"more than {LARGEST:,} bytes")
+            found = raw.digest(stored(part, LARGEST))
             if found != expected:
                 raise UserError(
                     f"cannot download {url}: expected sha256 {expected}, found {found} ({part.stat().st_size} bytes)"

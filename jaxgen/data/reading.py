@@ -19,6 +19,7 @@ from jaxgen.data.walk import shown
 from jaxgen.errors import UserError, install
 
 MOST = 2**30  # bytes of one file, after decompression
+MOST_LINES = 20_000_000  # of a table, whose rows take some hundred bytes each
 JSON_LINES = (".jsonl", ".ndjson")
 PARQUET = ".parquet"
 TABLES = (".csv", ".tsv", *JSON_LINES, PARQUET)
@@ -80,13 +81,22 @@ def contents(path: Path, most: int = MOST) -> bytes:
     Raises:
       OSError, EOFError, zlib.error, ValueError: where `read` raises a UserError.
     """
+    return unpacked(stored(path, most), most)
+
+
+def stored(path: Path, most: int = MOST) -> bytes:
+    """Return the contents of a regular file as they are.
+
+    Raises:
+      OSError, ValueError: no such file, not a regular file, not readable, or larger than `most` bytes.
+    """
     status = path.stat()
     if not stat.S_ISREG(status.st_mode):
         raise OSError(errno.EINVAL, "expected a regular file, found a folder, pipe or device")
     if status.st_size > most:
         raise OSError(errno.EFBIG, f"{status.st_size:,} bytes, expected at most {most:,}")
     with path.open("rb") as file:
-        return unpacked(file.read(status.st_size), most)
+        return file.read(status.st_size)
 
 
 def unpacked(content: bytes, most: int = MOST) -> bytes:
@@ -185,6 +195,14 @@ def _undecodable(content: bytes, path: Path, position: int) -> UserError:
 # Tables ---------------------------------------------------------------------------------------------------------------
 
 
+def table_of(content: bytes, path: Path, errors: str = "strict") -> str:
+    """Return the text of a table, see `decoded`. UserError: it has more than `MOST_LINES` lines."""
+    text, _ = decoded(content, path, errors)
+    if text.count("\n") > MOST_LINES:
+        raise UserError(f"{shown(path)} has more than {MOST_LINES:,} lines: use a part of it")
+    return text
+
+
 def rows(text: str, delimiter: str, path: Path, first: int | None = None) -> list[tuple[int, list[str]]]:
     """Return (1-based number of its first line, cells) of each row of delimiter-separated values that is not empty.
 
@@ -228,7 +246,7 @@ def column(content: bytes, path: Path, name: str | None) -> list[tuple[int, str 
         raise UserError(f"--data.column {name}: expected a table ({', '.join(TABLES)}), found {shown(path)}")
     if suffix == PARQUET:
         return list(enumerate(_parquet(content, path, name), 1))
-    text, _ = decoded(content, path)
+    text = table_of(content, path)
     if suffix in JSON_LINES:
         return _json_lines(text, path, name)
     head = next(filter(str.strip, text.split("\n", 100)), "")

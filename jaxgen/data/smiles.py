@@ -6,11 +6,12 @@ from itertools import islice
 from pathlib import Path
 
 from jaxgen.data import reading
-from jaxgen.data.reading import JSON_LINES, PARQUET, decoded, suffix_of
+from jaxgen.data.reading import JSON_LINES, PARQUET, suffix_of, table_of
 from jaxgen.metrics.molecules import canonical
 from jaxgen.report import unquoted
 
 TRIED = 60  # rows on which columns are compared
+COLUMNS = 1_000  # that are compared
 DELIMITERS = ("\t", None, ";", ",")  # None: any white space, as between SMILES and name
 
 
@@ -35,7 +36,7 @@ def smiles_of(content: bytes, path: Path, column: str | None = None) -> tuple[li
     if suffix_of(path) in (*JSON_LINES, PARQUET):
         cells = reading.column(content, path, column)
         return [(number, _first_word(cell or "")) for number, cell in cells], repr(column)
-    text, _ = decoded(content, path, errors="replace")  # names may be in any encoding
+    text = table_of(content, path, errors="replace")  # names may be in any encoding
     head = "\n".join(islice(filter(str.strip, text.split("\n")), TRIED + 1))
     tables = {
         delimiter: _rows(head, delimiter, path, TRIED + 1) for delimiter in DELIMITERS if (delimiter or "") in head
@@ -52,7 +53,7 @@ def smiles_of(content: bytes, path: Path, column: str | None = None) -> tuple[li
     lines = [(number, _cell(row, index)) for number, row in _rows(text, delimiter, path)]
     title = repr(_cell(names, index, whole=True)) if named else f"number {index + 1}" if index >= 0 else "at the end"
     chosen = f"{title} ({index % len(names) + 1} of {len(names)})" if named else title
-    return lines[named:], chosen if named or index else ""
+    return lines[named:], chosen if index or (named and len(names) > 1) else ""
 
 
 def _rows(text: str, delimiter: str | None, path: Path, first: int | None = None) -> list[tuple[int, list[str]]]:
@@ -64,7 +65,7 @@ def _rows(text: str, delimiter: str | None, path: Path, first: int | None = None
 
 def _indices(delimiter: str | None, table: Sequence[tuple[int, list[str]]]) -> Sequence[int]:
     """Where SMILES may stand: in any column; among words, first, second or, after a longer name, last."""
-    width = max(len(row) for _, row in table)
+    width = min(max(len(row) for _, row in table), COLUMNS)
     return range(width) if delimiter else (0, 1, -1)[:width]
 
 
