@@ -96,7 +96,7 @@ def restore_params(
       config: of the run.
       model: of the run.
       spec: of its data.
-      which: "latest" (the newest intact one), "best" (the one of the lowest held-out loss), or a step as digits.
+      which: "latest" (the newest intact one), "best" (the one of the lowest validation loss), or a step as digits.
       most: leave out the steps after this one.
 
     Raises:

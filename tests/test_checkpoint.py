@@ -76,7 +76,7 @@ def test_the_newest_and_the_best_stay(tmp_path):
 
 
 def test_a_checkpoint_is_found_by_its_name(tmp_path):
-    with pytest.raises(UserError, match=r"--checkpoint best: no checkpoint has a held-out loss; .* holds none"):
+    with pytest.raises(UserError, match=r"--checkpoint best: no checkpoint has a validation loss; .* holds none"):
         find(tmp_path, "best")
     save(tmp_path, [1, 2, 3, 4], keep=2)
     assert find(tmp_path, "best") == 2

@@ -12,7 +12,7 @@ class Evaluate(Where):
     """Measure on test data."""
 
     checkpoint: str = "latest"
-    """Checkpoint to use: latest, best (of the lowest held-out loss) or a step."""
+    """Checkpoint to use: latest, best (of the lowest validation loss) or a step."""
 
 
 def run(directory: Path, args: list[str]) -> None:

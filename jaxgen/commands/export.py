@@ -23,7 +23,7 @@ class Export:
     member: Index = 0
     """Index of the model, of a run with several --seeds."""
     checkpoint: str = "latest"
-    """Checkpoint to use: latest, best (of the lowest held-out loss) or a step."""
+    """Checkpoint to use: latest, best (of the lowest validation loss) or a step."""
 
 
 def run(directory: Path, args: list[str]) -> None:
