@@ -214,6 +214,10 @@ def _read(folder: Path, saved: dict[str, Any], template: TrainState) -> TrainSta
     ]
     if differences:
         raise UserError(f"checkpoint {folder} does not fit this model: {'; '.join(differences)}", shared=True)
+    # A stranger may have claimed arrays that fill the memory; only zeros are compressed so well.
+    size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(shapes))
+    if size > 1000 * sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()):
+        raise UserError(f"checkpoint {folder} is far smaller than the {size:,} bytes of its arrays", shared=True)
     with closing(ocp.StandardCheckpointer()) as checkpointer:
         try:
             plain = checkpointer.restore(folder, shapes)

@@ -18,6 +18,7 @@ from test_experiments import CONFIGS, built, module_of
 from jaxgen import __main__ as commands
 from jaxgen import folder, log, report
 from jaxgen.checkpoint import MANIFEST, Checkpoints, _digest, remove_unfinished
+from jaxgen.commands import making
 from jaxgen.errors import UserError
 from jaxgen.experiment import initializer
 from jaxgen.files import PART, check_contained, read_file, write_atomically
@@ -221,6 +222,21 @@ def edit(run, **changes):
     path.write_text(json.dumps(record))
 
 
+def test_what_does_not_fit_the_memory_is_one_line(run, tmp_path, monkeypatch):
+    out = tmp_path / "a.png"
+    monkeypatch.setattr(making, "MOST_BYTES", 100 * 784)  # of 100 images
+    for command, *flags in (["sample", "--num", 101], ["interpolate", "--num", 11], ["traverse", "--steps", 999]):
+        with pytest.raises(UserError, match=r"are more than 78,400 bytes: ask for at most 100 at once"):
+            jaxgen(command, run, *flags, "--out", out)
+    jaxgen("sample", run, "--num", 100, "--out", out)
+
+
+@pytest.mark.parametrize("words", [["sample", "--num", 10**9], ["evaluate", "--nll-samples", 10**9]])
+def test_bombs_of_flags_are_one_line(words, run):
+    with pytest.raises(UserError, match="1000000000: expected at most"):
+        jaxgen(words[0], run, *words[1:])
+
+
 # Fuzzing --------------------------------------------------------------------------------------------------------------
 
 VALUES = [
@@ -344,7 +360,7 @@ def fuzz(made, root, count, seed, capsys):
 
 
 def test_damage_anywhere_is_one_line(made, tmp_path, capsys):
-    fuzz(made, tmp_path, 8, 0, capsys)
+    fuzz(made, tmp_path, 5, 0, capsys)
 
 
 @pytest.mark.slow

@@ -1,11 +1,13 @@
 """What the commands that make files share: a trained model opened, and files written that say how they were made."""
 
+import math
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import msgspec
+import numpy as np
 
 from jaxgen.commands.flags import Where
 from jaxgen.errors import UserError
@@ -13,6 +15,7 @@ from jaxgen.files import write_atomically
 from jaxgen.terminal import say
 
 DEFAULT = Where()
+MOST_BYTES = 2 << 30  # of the samples of one command
 Files = dict[str, bytes]  # by what is added to --out: a suffix, or the name of a file in a folder
 
 
@@ -86,6 +89,16 @@ def opened(
         seed=seed,
         where=where,
     )
+
+
+def check_size(trained: Trained, count: int, flags: str) -> None:
+    """Raise UserError where so many samples, as the data are stored, are larger than `MOST_BYTES`."""
+    each = max(math.prod(shape) * np.dtype(kind).itemsize for shape, kind in trained.record.data.entries.values())
+    if count * each > MOST_BYTES:
+        raise UserError(
+            f"{flags}: {count:,} samples of {each:,} bytes are more than {MOST_BYTES:,} bytes: "
+            f"ask for at most {MOST_BYTES // each:,} at once, and again with another --seed"
+        )
 
 
 def stamps(command: str, trained: Trained, own: Any, files: Files) -> Files:

@@ -16,7 +16,7 @@ import numpy as np
 from msgspec import Meta
 
 from jaxgen.commands.flags import Where, parse, trained_on
-from jaxgen.commands.making import Files, Trained, make
+from jaxgen.commands.making import Files, Trained, check_size, make
 from jaxgen.errors import UserError
 from jaxgen.interpolation import spherical, straight
 from jaxgen.ranges import Finite, Index, Positive, Seed, UpTo10k
@@ -80,6 +80,8 @@ class Arithmetic(Flags):
 def interpolate(trained: Trained, own: Interpolate) -> Files:
     """Along great circles where latents are normal, whose mass lies on a shell (White 2016), else straight."""
     latents, t = _latents(trained, own), np.linspace(0, 1, own.steps)
+    count = len(own.examples) // 2 or own.num
+    check_size(trained, count * own.steps, f"{count} paths, --steps {own.steps}")
     if not own.examples:
         z = np.asarray(latents.prior(trained.key, 2 * own.num))
         ends, labels = z.reshape(own.num, 2, -1), _in_turn(trained, own.num)
@@ -107,6 +109,7 @@ def traverse(trained: Trained, own: Traverse) -> Files:
         z = means.mean(0) if own.example is None else means[chosen]
         label = label if own.example is None else labels[[chosen]]
     dims = np.array([_checked(dim, len(z), "--dims") for dim in own.dims]) if own.dims else dims
+    check_size(trained, len(dims) * own.steps, f"{len(dims)} dimensions, --steps {own.steps}")
     rows = np.tile(z, (len(dims), own.steps, 1))
     rows[np.arange(len(dims)), :, dims] = np.linspace(-own.span, own.span, own.steps)
     return _files(trained, own, rows, np.repeat(label, len(dims)))
@@ -126,6 +129,7 @@ def arithmetic(trained: Trained, own: Arithmetic) -> Files:
         means[label] = z[labels == label].mean(0)
     difference = own.scale * (means[own.plus] - means[own.minus])
     some = z[labels == own.minus][: own.num]
+    check_size(trained, len(some) * own.steps, f"{len(some)} examples, --steps {own.steps}")
     rows = some[:, None] + np.linspace(0, 1, own.steps)[:, None] * difference
     return _files(trained, own, rows, np.full(len(some), own.minus))
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from jaxgen.commands.flags import parse
-from jaxgen.commands.making import Files, Trained, deliver, opened, stamps
+from jaxgen.commands.making import Files, Trained, check_size, deliver, opened, stamps
 from jaxgen.ranges import Index, Seed, UpTo1M
 from jaxgen.terminal import say
 
@@ -32,6 +32,7 @@ def files_of(trained: Trained, own: Flags) -> Files:
     from jaxgen.experiment import draw
 
     experiment, num = trained.experiment, number(trained, own)
+    check_size(trained, num, f"--num {num}")
     samples = draw(experiment, trained.params, trained.key, num)
     if own.out is None or own.out.suffix:
         return report.files(experiment.render(samples))
