@@ -214,10 +214,9 @@ def _read(folder: Path, saved: dict[str, Any], template: TrainState) -> TrainSta
     ]
     if differences:
         raise UserError(f"checkpoint {folder} does not fit this model: {'; '.join(differences)}", shared=True)
+    # A stranger may have claimed arrays that fill the memory; only zeros are compressed so well.
     size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(shapes))
-    if size > 1000 * sum(
-        path.stat().st_size for path in folder.rglob("*") if path.is_file()
-    ):  # zeros alone are so small
+    if size > 1000 * sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()):
         raise UserError(f"checkpoint {folder} is far smaller than the {size:,} bytes of its arrays", shared=True)
     with closing(ocp.StandardCheckpointer()) as checkpointer:
         try:
@@ -229,7 +228,7 @@ def _read(folder: Path, saved: dict[str, Any], template: TrainState) -> TrainSta
 
 
 def find(directory: Path, which: str) -> int:
-    """Step of the saved checkpoint "best", which has the lowest validation loss, or of a step as digits.
+    """Step of the saved checkpoint "best", which has the lowest held-out loss, or of a step as digits.
 
     Raises:
       UserError: there is none; the message names the steps that exist.
@@ -237,7 +236,7 @@ def find(directory: Path, which: str) -> int:
     losses = {step: _loss(directory / str(step)) for step in saved_steps(directory)}
     step = _best(losses) if which == "best" else int(which) if which.isdecimal() else None
     if step not in losses:
-        reason = "no checkpoint has a validation loss" if which == "best" else "expected latest, best or a saved step"
+        reason = "no checkpoint has a held-out loss" if which == "best" else "expected latest, best or a saved step"
         raise UserError(f"--checkpoint {which}: {reason}; {directory} holds {', '.join(map(str, losses)) or 'none'}")
     return step
 

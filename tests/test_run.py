@@ -594,7 +594,7 @@ def test_what_latents_have_learnt_is_said(config, capsys, monkeypatch):
 
 
 def test_help_explains_every_field(environment):
-    command = [sys.executable, "-m", "experiments.vae_mnist", "--help"]
+    command = [sys.executable, "-m", "experiments.vae_mnist", "--help-all"]
     text = subprocess.run(command, env=environment, check=True, capture_output=True, text=True, timeout=120).stdout
     for flag in [
         "--workdir",

@@ -224,14 +224,10 @@ def edit(run, **changes):
 
 def test_what_does_not_fit_the_memory_is_one_line(run, tmp_path, monkeypatch):
     out = tmp_path / "a.png"
-    monkeypatch.setattr(making, "MOST_BYTES", 100 * 64)  # of images of 8x8
-    for words in (
-        ["sample", run, "--num", 101],
-        ["interpolate", run, "--num", 11],
-        ["traverse", run, "--steps", 1_000],
-    ):
-        with pytest.raises(UserError, match=r"are more than 6,400 bytes: ask for at most 100 at once"):
-            jaxgen(*words, "--out", out)
+    monkeypatch.setattr(making, "MOST_BYTES", 100 * 784)  # of 100 images
+    for command, *flags in (["sample", "--num", 101], ["interpolate", "--num", 11], ["traverse", "--steps", 999]):
+        with pytest.raises(UserError, match=r"are more than 78,400 bytes: ask for at most 100 at once"):
+            jaxgen(command, run, *flags, "--out", out)
     jaxgen("sample", run, "--num", 100, "--out", out)
 
 
