@@ -140,9 +140,7 @@ def test_broken_lines_are_counted_and_left_out(tmp_path):
     assert data.notice.startswith(f"left out 2 of {len(CHAINS) + 2} lines of {tmp_path}/mine.smi")
     assert data.notice.endswith(": 11, 67")
     assert data.spec.digest == load_molecules(written(tmp_path)).spec.digest
-    with pytest.raises(
-        UserError, match=r"found 2 different molecules in 5 lines, of which 3 are no SMILES, first line 1: exp"
-    ):
+    with pytest.raises(UserError, match=r"found 2 .* in 5 lines, of which 3 are no SMILES, first line 1: expected"):
         load_molecules(written(tmp_path, ["(", "CC", "x", "CO", "C("]))
     load_molecules(written(tmp_path, ["(", "CC", "CO", "C("]))  # half of them
     for lines in ([], ["CC"], ["CCO", "OCC"]):
