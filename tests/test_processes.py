@@ -118,7 +118,7 @@ def test_stopped_together_and_gone_on_with_by_other_numbers_of_processes(environ
     """2 processes, then 1, then 4 devices: each example once in an epoch; and the same end as undisturbed."""
     folder, seen = tmp_path / "run", tmp_path / "seen"
     seen.mkdir()
-    flags = ["--steps", "500", "--run.checkpoint-every", "1000", "--workdir", str(folder)]
+    flags = ["--steps", "500", "--run.checkpoint-every", "1000", "--workdir", str(folder), "--data.validation", "0"]
     command = [WORKER, "record", str(seen), *TINY, *flags]
     ends = [0]
     for count, devices, line in ((2, 1, "step 100/"), (1, 1, "step 240/"), (1, 4, None)):
