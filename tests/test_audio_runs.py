@@ -189,7 +189,7 @@ def test_recordings_beside_sounds_are_several():
     [
         ({"sample": wavenet_audio.SampleConfig(label=30)}, "--label 30: expected 0 to 12"),
         ({"sample": wavenet_audio.SampleConfig(temperature=-1.0)}, "temperature -1"),
-        ({"sample": wavenet_audio.SampleConfig(seconds=0.0)}, "--seconds 0"),
+        ({"sample": wavenet_audio.SampleConfig(seconds=0.0)}, r"seconds 0.0: expected a number above 0"),
         (
             {
                 "sample": wavenet_audio.SampleConfig(label=1, guidance=2.0),

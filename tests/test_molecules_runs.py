@@ -190,7 +190,7 @@ def test_a_run_designs_what_is_asked_for(data, tmp_path, capsys):
         (["--condition", "logP"], r"--condition logP: expected NAME=NUMBER"),
         (["--condition", "logP=nan"], r"--condition logP=nan: expected NAME=NUMBER"),
         (["--guidance", "2"], r"--guidance is towards a --condition"),
-        (["--candidates", "2"], r"--candidates 2: expected 1, or more of a --condition"),
+        (["--candidates", "2"], r"--candidates 2: expected 1 without a --condition"),
         (["--candidates", "0", "--condition", "logP=1"], r"--candidates 0: expected at least 1"),
         (["--temperature", "-1"], r"temperature -1"),
     ):
