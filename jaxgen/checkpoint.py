@@ -228,7 +228,7 @@ def _read(folder: Path, saved: dict[str, Any], template: TrainState) -> TrainSta
 
 
 def find(directory: Path, which: str) -> int:
-    """Step of the saved checkpoint "best", which has the lowest held-out loss, or of a step as digits.
+    """Step of the saved checkpoint "best", which has the lowest validation loss, or of a step as digits.
 
     Raises:
       UserError: there is none; the message names the steps that exist.
@@ -236,7 +236,7 @@ def find(directory: Path, which: str) -> int:
     losses = {step: _loss(directory / str(step)) for step in saved_steps(directory)}
     step = _best(losses) if which == "best" else int(which) if which.isdecimal() else None
     if step not in losses:
-        reason = "no checkpoint has a held-out loss" if which == "best" else "expected latest, best or a saved step"
+        reason = "no checkpoint has a validation loss" if which == "best" else "expected latest, best or a saved step"
         raise UserError(f"--checkpoint {which}: {reason}; {directory} holds {', '.join(map(str, losses)) or 'none'}")
     return step
 
