@@ -14,6 +14,7 @@ import jax
 import numpy as np
 import pytest
 
+from jaxgen.commands.making import Trained
 from jaxgen.config import Config, check
 from jaxgen.data.source import batch_indices
 from jaxgen.errors import UserError
@@ -262,6 +263,11 @@ def test_runs_of_different_seeds_start_differently_together_or_alone():
     values = [float(state.params["network"]) for state in alone]
     np.testing.assert_array_equal(together.params["network"], values)
     assert len({*values, float(initializer(Config(), model)(batch).params["network"])}) == 4
+
+
+def test_samples_of_different_seeds_are_different():
+    keys = [Trained(**dict.fromkeys(Trained._fields) | {"seed": seed}).key for seed in (0, 2**32)]
+    assert data_of(keys[0]) == data_of(jax.random.key(0)) != data_of(keys[1])
 
 
 @pytest.mark.parametrize("seed", [-1, 2**63, 2**70])
