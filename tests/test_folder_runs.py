@@ -39,7 +39,7 @@ def test_the_likelihood_follows_the_data(photos):
     color = replace(digits, data=flags.ImageDataConfig(photos))
     assert likelihood(digits) == ("mnist_5k, dynamic binarisation", None)
     protocol, notice = likelihood(color)
-    assert protocol == f"{photos}, no binarisation, discretised logistic"
+    assert protocol == f"{photos}, no binarisation, discretized logistic"
     assert "pixels are not binarized, since the images are in color (--data.binarization)" in notice
     assert "the likelihood is discretized_logistic (--model.likelihood)" in notice
     asked = replace(color, data=flags.ImageDataConfig(photos, binarization="none"))
@@ -47,7 +47,7 @@ def test_the_likelihood_follows_the_data(photos):
     asked = replace(color, data=flags.ImageDataConfig(photos, binarization="dynamic"))
     assert likelihood(asked) == (f"{photos}, dynamic binarisation", None)
     grey = replace(digits, data=replace(digits.data, binarization="none"))
-    assert likelihood(grey) == ("mnist_5k, no binarisation, discretised logistic", None)
+    assert likelihood(grey) == ("mnist_5k, no binarisation, discretized logistic", None)
 
 
 def unlabeled(photos, tmp_path, **evaluate):
@@ -77,7 +77,7 @@ def test_a_gan_of_unlabeled_pictures_is_judged_by_a_rotation_network(photos, tmp
         assert f"{figure} ({photos} rotation network, " in printed
     assert f"beyond chance, % (features of {photos} rotation network, " in printed
     watched = "".join(name for row in log.read(config.workdir) for name in row)
-    assert "test/Frechet distance" in watched
+    assert "validation/Frechet distance" in watched
     for figure in ("modes", "class asked for", "accuracy"):
         assert figure not in printed + watched
 
@@ -96,7 +96,7 @@ def test_too_few_pictures_are_not_judged(tmp_path):
     for i in range(12):
         Image.fromarray(np.full((8, 8), 20 * i, np.uint8)).save(tmp_path / f"{i}.png")
     config = unlabeled(f"folder:{tmp_path}", tmp_path)
-    notice = "samples are not judged by the features of a network: 6 training and 6 held-out examples are too few"
+    notice = "samples are not judged by the features of a network: 4 training and 6 held-out examples are too few"
     assert notice in gan_mnist.load(config).notice
     assert gan_mnist.load(unlabeled(f"folder:{tmp_path}", tmp_path, judge=False)).notice is None
 
