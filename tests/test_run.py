@@ -131,7 +131,7 @@ def test_a_run_leaves_what_it_promises(config, capsys, monkeypatch):
     assert "no verdict on copying" in page
     figures, memorization = (config.workdir / "MODEL_CARD.md").read_text().split("## Memorization")
     assert "no verdict on copying" in memorization
-    assert "| membership AUC (by loss, 20 training and 20 held-out images)" in memorization
+    assert "| membership AUC (by loss, 20 training and 20 held-out images), trained on 3,600 of 4,000 |" in memorization
     assert "membership" not in figures
     train(config)  # what was asked with other flags is not what is asked now
     assert "## Memorization\n\nNot asked." in (config.workdir / "MODEL_CARD.md").read_text()
