@@ -279,6 +279,8 @@ def test_the_test_split_is_not_read_before_the_end(make, share, tmp_path, monkey
 
     class Guarded(Dataset):
         def __getattribute__(self, name):
+            if name == "spec":  # the digest is of all splits, and no number of the model
+                return Dataset(**super().__getattribute__("__dict__")).spec
             found = super().__getattribute__(name)
             return {key: Size(array) for key, array in found.items()} if training and name == "test" else found
 
