@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, suppress
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -146,15 +146,20 @@ class Checkpoints:
         self._thread.shutdown()
 
 
-@cache
 def _expect_closed_loops() -> None:
-    """Drops pages about writes that end after Orbax has closed its event loop, which it does at the first failure."""
+    """Drop pages about writes that end after Orbax has closed its event loop, which it does at the first failure.
 
-    def quiet(hook: Callable[..., None], *args: Any) -> None:
-        if "Event loop is closed" not in str(args):
-            hook(*args)
+    Looked up anew each time: whoever held another hook meanwhile may have put the old one back.
+    """
+    for name in ("excepthook", "unraisablehook"):
+        hook = getattr(sys, name)
+        if getattr(hook, "func", None) is not _quiet:
+            setattr(sys, name, partial(_quiet, hook))
 
-    sys.excepthook, sys.unraisablehook = partial(quiet, sys.excepthook), partial(quiet, sys.unraisablehook)
+
+def _quiet(hook: Callable[..., None], *args: Any) -> None:
+    if "Event loop is closed" not in str(args):
+        hook(*args)
 
 
 def _reason(error: BaseException) -> str:
