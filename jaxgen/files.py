@@ -32,7 +32,7 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 
 def read_file(path: Path, most: int) -> bytes:
-    """Return the content of a regular file of at most so many bytes; pipes and devices are not waited for.
+    """Return the content of a regular file of at most `most` bytes, without waiting for a pipe or a device.
 
     Raises:
       OSError: it cannot be read, is no regular file, or is larger.

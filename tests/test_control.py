@@ -320,7 +320,7 @@ def test_a_stamp_outside_the_working_directory_is_confirmed(run_of, tmp_path, mo
 
 @pytest.mark.parametrize("named", [{"name": "mnist_5k", "dir": "/elsewhere"}, {"name": "folder:/elsewhere"}])
 def test_no_command_reads_data_from_where_a_run_folder_says(named, run_of, tmp_path, capsys):
-    """Until they are told to."""
+    """No command reads such a place until a flag confirms it."""
     import shutil
 
     run, out = tmp_path / "run", tmp_path / "a.png"

@@ -44,7 +44,7 @@ def test_totals_that_are_not_finite_have_no_finite_rate():
 
 
 def constant(model, entry, nats, given):
-    """The model, but that each predicted token costs so many nats."""
+    """The model with a loss of a given number of nats for each predicted token."""
 
     def evaluate(params, batch, key):
         predicted = batch[entry].shape[1] - given

@@ -34,7 +34,7 @@ def likelihood(config):
 
 
 def test_the_likelihood_follows_the_data(photos):
-    """Bernoulli of binarized digits; of color, a discretized logistic, said; nothing is said of what was asked for."""
+    """Bernoulli for binarized digits, a discretized logistic for color; a notice only where no flag chose it."""
     digits = vae_mnist.Config(data=flags.ImageDataConfig("mnist_5k", image_size=8))
     color = replace(digits, data=flags.ImageDataConfig(photos))
     assert likelihood(digits) == ("mnist_5k, dynamic binarisation", None)

@@ -17,7 +17,7 @@ def address() -> str:
 
 
 def outcomes(indices: list[int], counts: list[int], timeout: float, coordinator: str = "") -> list[str]:
-    """What each of some processes is told; empty where all have come."""
+    """Error message of each process; empty if all processes have come."""
     where, said = coordinator or address(), [""] * len(indices)
 
     def one(i: int) -> None:

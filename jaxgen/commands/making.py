@@ -92,7 +92,7 @@ def opened(
 
 
 def check_size(trained: Trained, count: int, flags: str) -> None:
-    """Raise UserError where so many samples, as the data are stored, are larger than `MOST_BYTES`."""
+    """Raise a UserError if `count` samples take more than `MOST_BYTES` bytes in their stored form."""
     each = max(math.prod(shape) * np.dtype(kind).itemsize for shape, kind in trained.record.data.entries.values())
     if count * each > MOST_BYTES:
         raise UserError(

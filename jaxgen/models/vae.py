@@ -254,8 +254,8 @@ def _reweighted(K: int, beta: Weight, *, doubly_reparameterized: bool, resampled
     """
 
     def loss(graph: Graph, params: Params, key: Key, step: Step) -> dict[str, Array]:
-        pick_key = jax.random.fold_in(key, len(params["vae"]) // 2)  # `noise` folds the key with the layers below
         eps, frozen, beta_t = graph.noise(jax.random.clone(key), K), _freeze(params), _at(beta, step)
+        pick_key = jax.random.fold_in(key, len(eps))  # `noise` folds the key with smaller numbers, those of the layers
         t = graph.terms(frozen, *graph.infer(frozen, eps))
         log_w = t.log_weight(beta_t)
         w = weight = jax.nn.softmax(log_w, axis=0)
